@@ -1,0 +1,1 @@
+"""Rounds, exact aggregation, the bit-width policy, the journal and the broker."""

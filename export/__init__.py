@@ -1,0 +1,1 @@
+"""From a PyTorch module to a program, weights and the artifacts built of them."""

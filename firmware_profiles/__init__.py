@@ -1,0 +1,1 @@
+"""Descriptions of device classes, one TOML file each."""

@@ -1,0 +1,1 @@
+"""Architectures, the bit-plane codec and the reference of the integer arithmetic."""
