@@ -43,7 +43,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.created
 core: $(VENV)/.core  ## rebuild the C core where its sources changed
 
 $(VENV)/.core: $(CORE_SOURCES) | $(VENV)/.installed
-	@if [ -f build/editable/CMakeCache.txt ]; then \
+	@if [ -f build/editable/CMakeCache.txt ] && [ -f "$(SITE)/fedmpq/edge_runtime/libfmpq.so" ]; then \
 	  $(BIN)/cmake --build build/editable --parallel 2 && \
 	  $(BIN)/cmake --install build/editable --prefix "$(SITE)" >/dev/null; \
 	else $(PIP) install -q --no-build-isolation --no-deps -e .; fi

@@ -1,4 +1,5 @@
 """Entry point of the `fedmpq` command."""
+
 from fedmpq.cli import main
 
 __all__ = ["main"]

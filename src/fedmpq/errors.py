@@ -106,6 +106,27 @@ class CoreError(FedmpqError):
     exit_code = 8
 
 
+class ArenaTooSmall(BudgetError, CoreError):  # noqa: N818
+    """A session's plan takes more bytes than the device may use.
+
+    Args:
+        planned: exact bytes of the plan, as the core's planner gives them.
+        limit: bytes the caller allows.
+    """
+
+    exit_code = 7
+
+    def __init__(self, planned: int, limit: int) -> None:
+        super().__init__(
+            f"the plan takes {planned} bytes but {limit} are allowed, {planned - limit} too few",
+            needed=planned,
+            available=limit,
+            hint="fewer bits, a smaller micro-batch or a smaller model; `fedmpq plan` shows where the bytes go",
+        )
+        self.planned = planned
+        self.limit = limit
+
+
 class NetworkError(FedmpqError):
     """A broker that cannot be reached, refuses the client, or a port that is taken."""
 
