@@ -18,7 +18,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from fedmpq.errors import HashError, ProtocolError
 
@@ -37,6 +37,7 @@ HEADER_SIZE: Final = _HEADER.size
 class Chunk:
     """Piece `index` of `count` of the blob `sha256` (hex) of `size` bytes."""
 
+    TYPE: ClassVar[str] = "chunk"
     sha256: str
     index: int
     count: int

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from functools import cache
 from typing import Annotated, Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
 from fedmpq.errors import ProtocolError
@@ -172,9 +171,13 @@ class Fx(Check):
         return list(self.load(value, where))
 
 
-@cache
+_CHECKS: dict[type[Any], dict[str, Check]] = {}
+
+
 def checks_of(cls: type[Any]) -> dict[str, Check]:
     """The check of each field of an annotated dataclass, in order."""
+    if cls in _CHECKS:
+        return _CHECKS[cls]
     hints = get_type_hints(cls, include_extras=True)
     found: dict[str, Check] = {}
     for field in dataclasses.fields(cls):
@@ -182,6 +185,7 @@ def checks_of(cls: type[Any]) -> dict[str, Check]:
         if get_origin(hint) is not Annotated:
             raise TypeError(f"{cls.__name__}.{field.name} has no check")
         found[field.name] = next(arg for arg in get_args(hint)[1:] if isinstance(arg, Check))
+    _CHECKS[cls] = found
     return found
 
 
