@@ -158,7 +158,7 @@ class Profile:
     """What a device has: memory (bytes), instruction set, samples, and the arena sizes of the run's program.
 
     `budget_bytes` is what a training arena may take; `limit_source` names where it comes from. `plans` has one entry
-    for each of 1..8 bits. `peak_bytes` is the resident peak (VmHWM) of the process that ran the trial steps.
+    for each of 1..8 bits, planned for `threads` threads. `peak_bytes` is the resident peak (VmHWM) of the process that ran the trial steps.
     """
 
     TYPE: ClassVar[str] = "profile"
@@ -179,6 +179,7 @@ class Profile:
     machine: Annotated[str, _TEXT]
     isa: Annotated[str, _TEXT]
     cpus: Annotated[int, Int(1, U16)]
+    threads: Annotated[int, Int(1, U16)]
     version: Annotated[str, _VERSION]
 
     def check(self, where: str) -> None:
