@@ -64,12 +64,12 @@ system:  ## install the Debian packages (as root; otherwise says what to run)
 # --- checks ---------------------------------------------------------------------------------------------------
 
 .PHONY: lint
-lint: setup  ## ruff, both linter and formatter
+lint: $(VENV)/.installed  ## ruff, both linter and formatter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 .PHONY: types
-types: setup  ## mypy --strict over the package as it is installed
+types: $(VENV)/.installed  ## mypy --strict over the package as it is installed
 	@rm -rf build/typing && mkdir -p build/typing/fedmpq
 	@ln -s $(CURDIR)/src/fedmpq/* $(addprefix $(CURDIR)/,$(FOLDERS)) build/typing/fedmpq/
 	cd build/typing && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p fedmpq
