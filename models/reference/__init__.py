@@ -1,6 +1,7 @@
 """The reference: one integer training step, written from docs/arithmetic.md to be read, exact on CPU and CUDA."""
 
-from .session import Hyper, Plan, ReferenceSession, Stats
-from .state import LayerState
+from fedmpq.models.reference.plan import Hyper, Plan, Stats
+from fedmpq.models.reference.session import ReferenceSession
+from fedmpq.models.reference.state import LayerState
 
 __all__ = ["Hyper", "LayerState", "Plan", "ReferenceSession", "Stats"]

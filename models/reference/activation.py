@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .fx import rshift
-from .program import Record, Skip
-from .rng import AUGMENT_STREAM, StepKey, derive, words
+from fedmpq.models.reference.fx import rshift
+from fedmpq.models.reference.program import Record, Skip
+from fedmpq.models.reference.rng import AUGMENT_STREAM, StepKey, derive, words
 
 #: Fraction bits of the pre-activation z below one base step.
 Z_FRACTION = 12
@@ -60,7 +60,7 @@ def skip_error(e: Tensor, r: Record, shape: torch.Size) -> Tensor:
 
 
 def affine(xhat: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """z = γ·x̂ + β in 2^−12 base steps, |z| < 2^24."""
+    """Pre-activation z = γ·x̂ + β in 2^−12 base steps, |z| < 2^24."""
     return gamma * xhat + beta
 
 

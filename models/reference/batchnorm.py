@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .fx import bitlen, isqrt, rdiv, rshift, rshift_each
-from .rng import Key, stochastic_shift
+from fedmpq.models.reference.fx import bitlen, isqrt, rdiv, rshift, rshift_each
+from fedmpq.models.reference.rng import Key, stochastic_shift
 
 _MAPS = (0, 1, 2)
 #: Bits below one unit of e8 in which the backward formula is evaluated; the dither fills them.

@@ -7,10 +7,10 @@ every partial sum stays below 2^24 in float32 (2^53 in float64): `matmul` splits
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from .program import Record
+from fedmpq.models.reference.program import Record
 
 _FLOAT32_EXACT = 2**24
 #: Below this many products a chunk, float64 is cheaper than many small float32 products.
@@ -36,12 +36,12 @@ def columns(a: Tensor, r: Record) -> Tensor:
     """Windows of a map, a [B, H, W, C] to [G, B·H'·W', kh·kw·C/G] in float32; outside the map a is 0."""
     padded = F.pad(a.to(torch.float32), (0, 0, r.pad, r.pad, r.pad, r.pad))
     windows = padded.unfold(1, r.kh, r.stride).unfold(2, r.kw, r.stride)  # [B, H', W', C, kh, kw]
-    windows = windows.unflatten(3, (r.groups, -1)).permute(3, 0, 1, 2, 5, 6, 4)
-    return windows.reshape(r.groups, -1, r.fan_in)
+    grouped = windows.reshape(*windows.shape[:3], r.groups, -1, r.kh, r.kw)
+    return grouped.permute(3, 0, 1, 2, 5, 6, 4).reshape(r.groups, -1, r.fan_in)
 
 
 def forward(a: Tensor, q: Tensor, r: Record, bound: int) -> Tensor:
-    """acc = Σ a·q. a [B, H, W, C], q OHWI, |a·q| ≤ bound; returns int64 [B, H', W', co]."""
+    """Accumulator acc = Σ a·q. a [B, H, W, C], q OHWI, |a·q| ≤ bound; returns int64 [B, H', W', co]."""
     weights = _grouped(q, r).transpose(1, 2)
     return _maps(matmul(columns(a, r), weights, bound), a.shape[0], r)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .fx import rshift, sat16
+from fedmpq.models.reference.fx import rshift, sat16
 
 
 class Error(NamedTuple):
@@ -18,7 +18,7 @@ class Error(NamedTuple):
 
     @property
     def largest(self) -> int:
-        """max |values|, exact."""
+        """The maximum of |values|, exact."""
         return int(self.values.abs().max())
 
 

@@ -119,6 +119,6 @@ def apply64(x: Tensor, a: Fx) -> Tensor:
     """`apply` for any int64 below 2^62: bits beyond 31 are rounded away first, element by element."""
     extra = (bitlen(x.abs()) - 31).clamp(min=0)
     result = torch.zeros_like(x)
-    for j in extra.unique().tolist():
+    for j in torch.unique(extra).tolist():
         result = torch.where(extra == j, apply(torch.where(extra == j, rshift(x, j), 0), a.shifted(j)), result)
     return result

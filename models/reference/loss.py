@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .conv import matmul
-from .errors import Error
-from .fx import Fx, apply, bitlen, div, mul, norm, rshift
+from fedmpq.models.reference.conv import matmul
+from fedmpq.models.reference.errors import Error
+from fedmpq.models.reference.fx import Fx, apply, bitlen, div, mul, norm, rshift
 
 _LOGIT_LIMIT = 2**27
 
@@ -28,7 +28,7 @@ def logit_scale(step: Fx, t: int) -> Fx:
 
 
 def logits(features: Tensor, q: Tensor, bias: Tensor, f: Fx) -> Tensor:
-    """z in 1/65536 nat. features u8 values [B, F], q [classes, F], bias in 2^−20 nat."""
+    """Logits z in 1/65536 nat. features u8 values [B, F], q [classes, F], bias in 2^−20 nat."""
     acc = matmul(features[None], q.T[None], 255 * 255)[0]
     return (apply(acc, f.shifted(16)) + rshift(bias, 4)).clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from .errors import Error
-from .fx import rdiv, rshift
-from .program import Kind, Record
+from fedmpq.models.reference.errors import Error
+from fedmpq.models.reference.fx import rdiv, rshift
+from fedmpq.models.reference.program import Kind, Record
 
 
 def forward(x: Tensor, r: Record) -> Tensor:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .fx import IntLike
+from fedmpq.models.reference.fx import IntLike
 
 _MASK = 0xFFFFFFFF
 #: Stream of the crop and flip draws; layers use 4·l + 0, 1, 2.

@@ -4,95 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedmpq.errors import FormatError, UsageError
-
-from . import activation, batchnorm, conv, loss, pool, update
-from .errors import Error, merge
-from .fx import Fx, apply, apply64, div, mul, norm, rshift, sat16
-from .program import Kind, Program, Record, Skip, parse
-from .rng import StepKey, derive
-from .state import Layer, LayerState, StateLike, pack, unpack
+from fedmpq.models.reference import activation, batchnorm, conv, loss, pool, update
+from fedmpq.models.reference.errors import Error, merge
+from fedmpq.models.reference.fx import Fx, apply, apply64, div, mul, norm, rshift, sat16
+from fedmpq.models.reference.plan import HyperLike, PlanLike, Stats
+from fedmpq.models.reference.program import Kind, Program, Record, Skip, parse
+from fedmpq.models.reference.rng import StepKey, derive
+from fedmpq.models.reference.state import Layer, LayerState, StateLike, pack, unpack
 
 #: Images u8 [B, H, W, C] and labels [B]: tensors, arrays or any buffer of native bytes.
 Batch: TypeAlias = Any
-
-
-class PlanLike(Protocol):
-    """The attributes of `fedmpq.edge_runtime.core.Plan` that change results."""
-
-    @property
-    def bits(self) -> Sequence[int]: ...
-    @property
-    def micro_batch(self) -> int | None: ...
-    @property
-    def act_bits(self) -> int: ...
-    @property
-    def guard(self) -> int: ...
-    @property
-    def momentum(self) -> bool: ...
-    @property
-    def crop(self) -> bool: ...
-    @property
-    def flip(self) -> bool: ...
-    @property
-    def decay_bn(self) -> bool: ...
-
-
-class HyperLike(Protocol):
-    """The attributes of `fedmpq.edge_runtime.core.Hyper`."""
-
-    @property
-    def lr(self) -> tuple[int, int]: ...
-    @property
-    def weight_decay(self) -> tuple[int, int]: ...
-    @property
-    def momentum_q15(self) -> int: ...
-    @property
-    def lasso(self) -> Sequence[tuple[int, int]]: ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A plan for sessions without the C core; see `fedmpq.edge_runtime.core.Plan`."""
-
-    bits: tuple[int, ...]
-    batch: int = 64
-    micro_batch: int | None = None
-    act_bits: int = 4
-    guard: int = 0
-    momentum: bool = False
-    threads: int = 1
-    crop: bool = True
-    flip: bool = True
-    decay_bn: bool = True
-    recompute: bool = True
-
-
-@dataclass(frozen=True)
-class Hyper:
-    """Rates of one step; fx pairs. `lasso` holds λ_l for each weight layer or nothing."""
-
-    lr: tuple[int, int]
-    weight_decay: tuple[int, int] = (0, 0)
-    momentum_q15: int = 29491
-    lasso: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Sum of the samples' losses in 1/65536 nat, correct predictions, samples."""
-
-    loss_q16: int
-    correct: int
-    count: int
 
 
 @dataclass

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from fedmpq.errors import FormatError, TruncatedError
 from fedmpq.models import codec
-
-from .fx import Fx
-from .program import Kind, Record
+from fedmpq.models.reference.fx import Fx
+from fedmpq.models.reference.program import Kind, Record
 
 _RV_LIMIT = 2**47 - 1
 
@@ -22,23 +21,32 @@ class StateLike(Protocol):
     """The attributes of `fedmpq.edge_runtime.core.LayerState`, which `Session.load` takes as well."""
 
     @property
-    def bits(self) -> int: ...
+    def bits(self) -> int:
+        """Magnitude planes, 1 to 8."""
+
     @property
-    def guard(self) -> int: ...
+    def guard(self) -> int:
+        """Guard planes, 0 to 8."""
+
     @property
-    def step(self) -> tuple[int, int]: ...
+    def step(self) -> tuple[int, int]:
+        """Step size Δ as an fx pair."""
+
     @property
-    def planes(self) -> tuple[bytes, ...]: ...
+    def planes(self) -> tuple[bytes, ...]:
+        """[sign, plane 1 (least significant), …]."""
+
     @property
-    def params(self) -> bytes: ...
+    def params(self) -> bytes:
+        """Parameters, little-endian; see `LayerState`."""
 
 
 @dataclass(frozen=True)
 class LayerState:
     """What travels for one weight layer: planes [sign, plane 1 (least significant), …, plane bits + guard].
 
-    `params` of a convolution: gamma_acc i32, beta_acc i32, running mean i32, running variance i64, each per channel; of a
-    classifier: bias i32 per class; little-endian.
+    `params` of a convolution: gamma_acc i32, beta_acc i32, running mean i32, running variance i64, each per channel; of
+    a classifier: bias i32 per class; little-endian.
     """
 
     bits: int
@@ -71,7 +79,7 @@ class Layer:
     @property
     def limit(self) -> int:
         """Largest |q|."""
-        return (2**self.bits - 1) << self.guard
+        return int((2**self.bits - 1) << self.guard)
 
     @property
     def multiplied(self) -> Tensor:
@@ -118,7 +126,7 @@ def pack(layer: Layer) -> LayerState:
     if layer.record.kind is Kind.CONV:
         fields.append(layer.rm.cpu().numpy().astype("<i4").tobytes())
         fields.append(layer.rv.cpu().numpy().astype("<i8").tobytes())
-    return LayerState(layer.bits, layer.guard, tuple(layer.step), tuple(planes), b"".join(fields))
+    return LayerState(layer.bits, layer.guard, (layer.step.m, layer.step.e), tuple(planes), b"".join(fields))
 
 
 def _read_params(record: Record, blob: bytes, device: torch.device) -> dict[str, Tensor]:

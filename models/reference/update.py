@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from .fx import Fx, apply, apply_int, bitlen, div, mul, norm, rshift
-from .rng import Key, words
-from .state import Layer
+from fedmpq.models.reference.fx import Fx, apply, apply_int, bitlen, div, mul, norm, rshift
+from fedmpq.models.reference.rng import Key, words
+from fedmpq.models.reference.state import Layer
 
 #: Fraction bits of an update below one stored step.
 FRACTION = 24
@@ -21,7 +21,7 @@ PARAM_LIMITS = {"gamma": 32767 << 16, "beta": 2**30, "bias": 2**30}
 
 
 def weight_rate(lr: Fx, layer: Layer, batch: int) -> Fx:
-    """lr · 2^g / Δ² / batch: stored steps for one unit of gradient per multiplied step."""
+    """Rate lr · 2^g / Δ² / batch: stored steps for one unit of gradient per multiplied step."""
     return div(div(norm(lr.m, lr.e + layer.guard), mul(layer.step, layer.step)), norm(batch))
 
 
