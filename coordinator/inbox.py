@@ -1,0 +1,96 @@
+"""Updates on their way in: which blobs are still missing and the chunks that have come.
+
+Held in memory only. After a restart a device's retry of its update (same bytes) starts this over, and asks for
+nothing that the device's own plan already names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fedmpq.edge_runtime.chunks import CHUNK_SIZE, Assembly, Chunk, bitmap_of
+from fedmpq.edge_runtime.protocol import MAX_WANTS, Update, Want
+from fedmpq.errors import HashError, ProtocolError
+
+#: Chunks asked for at once, so that a device's upload stays within a few megabytes in flight.
+CHUNKS_AT_ONCE = 64
+
+
+@dataclass
+class Pending:
+    """One device's update while its blobs arrive.
+
+    Attributes:
+        ref: SHA-256 of the update message.
+        update: the message.
+        blobs: complete blobs by hash.
+        payload: the message's bytes.
+        parts: blobs not complete yet.
+    """
+
+    ref: str
+    update: Update
+    blobs: dict[str, bytes]
+    payload: bytes = b""
+    parts: dict[str, Assembly] = field(default_factory=dict)
+    asked: set[tuple[str, int]] = field(default_factory=set)
+
+    @classmethod
+    def open(
+        cls, ref: str, update: Update, sizes: dict[str, int], known: Callable[[str], bytes | None], payload: bytes
+    ) -> Pending:
+        """Sorts the blobs of an update into those that are known and those to ask for."""
+        blobs, parts = {}, {}
+        for sha256, size in sizes.items():
+            data = known(sha256)
+            if data is not None and len(data) == size:
+                blobs[sha256] = data
+            else:
+                parts[sha256] = Assembly(sha256, size)
+        return cls(ref, update, blobs, payload, parts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every blob is there."""
+        return not self.parts
+
+    def wants(self) -> tuple[Want, ...]:
+        """The next chunks to ask for, and remembers having asked."""
+        self.asked.clear()
+        wants: list[Want] = []
+        for sha256, part in self.parts.items():
+            room = CHUNKS_AT_ONCE - len(self.asked)
+            if room <= 0 or len(wants) == MAX_WANTS:
+                break
+            indices = sorted(part.missing)[:room]
+            self.asked.update((sha256, index) for index in indices)
+            wants.append(Want(sha256, bitmap_of(indices, part.count)))
+        return tuple(wants)
+
+    def add(self, chunk: Chunk) -> bool:
+        """Puts a chunk in place; returns whether all that was asked for has now come.
+
+        Raises:
+            ProtocolError: a chunk nobody asked for; HashError: a blob whose bytes have another hash.
+        """
+        if chunk.sha256 in self.blobs:
+            return False
+        part = self.parts.get(chunk.sha256)
+        if part is None:
+            raise ProtocolError(f"chunk of blob {chunk.sha256[:12]}, which the update does not name")
+        part.add(chunk)
+        self.asked.discard((chunk.sha256, chunk.index))
+        if not part.missing:
+            try:
+                self.blobs[chunk.sha256] = part.finish()
+            except HashError:
+                self.asked.clear()
+                raise
+            del self.parts[chunk.sha256]
+        return not self.asked
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes this update takes in memory at most."""
+        return sum(len(blob) for blob in self.blobs.values()) + sum(p.count * CHUNK_SIZE for p in self.parts.values())

@@ -1,0 +1,444 @@
+"""The coordinator without a transport: messages and clock ticks go in, messages to publish come out.
+
+`server` feeds it from MQTT and `simulate` from virtual clients; both run this code. Everything that must outlive the
+process is in the journal, so a new instance on the same directory goes on where the old one stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fedmpq.coordinator import admission, rounds, updates
+from fedmpq.coordinator.inbox import Pending
+from fedmpq.coordinator.journal import Row
+from fedmpq.coordinator.rounds import Evaluator
+from fedmpq.coordinator.run_state import RunState, mean_bits_of
+from fedmpq.coordinator.updates import RejectionError
+from fedmpq.edge_runtime import chunks, protocol, topics
+from fedmpq.errors import HashError, ProtocolError
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A message to publish: the topic's kind, the device it goes to (None: the fleet), and whether it is retained."""
+
+    kind: str
+    device: str | None
+    payload: bytes
+    retain: bool = False
+
+
+class Machine:
+    """One coordinator.
+
+    Args:
+        run: the run's state, newly opened.
+        evaluator: judges global models; None leaves rounds without metrics.
+
+    Attributes:
+        finished: whether all rounds are committed.
+    """
+
+    def __init__(self, run: RunState, evaluator: Evaluator | None = None) -> None:
+        self.run = run
+        self.evaluator = evaluator
+        self._pending: dict[str, Pending] = {}
+        self._announced: bytes = b""
+        with run.journal.transaction() as journal:
+            seq = int(journal.meta("seq") or 0) + 1
+            journal.set_meta("seq", str(seq))
+            # Nobody is known to be here until the broker hands out the births again.
+            journal.write("UPDATE devices SET online=0")
+            journal.event(run.clock(), "started" if seq == 1 else "restarted", detail=f"start {seq}")
+        self.seq = seq
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run's last round is committed."""
+        row = self.run.round_row()
+        return row is not None and row["phase"] == "done" and row["round"] >= self.run.config.rounds
+
+    # --- what is published without being asked --------------------------------------------------------------------
+
+    def birth(self) -> list[Outgoing]:
+        """Retained state and the plans still owed an answer; due at every (re)connection."""
+        out = [Outgoing(topics.COORD_STATE, None, self.coord_state(online=True), retain=True)]
+        self._announced = b""
+        out += self._announce()
+        row = self.run.round_row()
+        if row is not None and row["phase"] == "collect":
+            for assignment in self.run.assignments(row["round"]):
+                if assignment["state"] == "assigned":
+                    out += self._plan(assignment)
+        return out
+
+    def coord_state(self, *, online: bool) -> bytes:
+        """The coordinator's retained state, or (offline) its will."""
+        run = self.run
+        job = protocol.Job(run.layout.program, len(run.program), run.config.settings)
+        return protocol.encode(protocol.CoordState(run.config.run, online, self.seq, job if online else None))
+
+    def tick(self) -> list[Outgoing]:
+        """Moves the round on as far as it goes now."""
+        out: list[Outgoing] = []
+        for phase in self._advance():
+            if phase == "collect":
+                row = self.run.round_row()
+                assert row is not None
+                out += self._announce()
+                for assignment in self.run.assignments(row["round"]):
+                    if assignment["state"] == "assigned":
+                        out += self._plan(assignment)
+            else:
+                out += self._announce()
+        return out + self._announce()
+
+    def _advance(self) -> Iterator[str]:
+        """Runs transitions; yields the phase entered after each."""
+        run = self.run
+        while True:
+            row = run.round_row()
+            phase = "done" if row is None else row["phase"]
+            if phase == "done":
+                if self.finished or not rounds.select(run, row):
+                    return
+            else:
+                assert row is not None
+                if phase == "configure":
+                    rounds.configure(run, row)
+                elif phase == "collect":
+                    if not rounds.may_close(run, row):
+                        return
+                    rounds.close(run, row)
+                    self._pending.clear()
+                elif phase == "aggregate":
+                    rounds.aggregate_round(run, row)
+                elif phase == "adjust":
+                    rounds.adjust(run, row)
+                elif phase == "evaluate":
+                    rounds.evaluate(run, row, self.evaluator)
+                else:
+                    rounds.commit(run, row)
+            now = run.round_row()
+            assert now is not None
+            yield now["phase"]
+
+    def _announce(self) -> list[Outgoing]:
+        """The retained round state, if it is not the one announced last."""
+        config, row = self.run.config, self.run.round_row()
+        number = 0 if row is None else row["round"]
+        deadline = 0
+        if row is None:
+            phase = "waiting"
+        elif row["phase"] == "collect":
+            phase, deadline = "collect", int(row["deadline_at"] * 1000)
+        elif row["phase"] == "done":
+            phase = "finished" if number >= config.rounds else "waiting"
+        else:
+            phase = "waiting" if row["phase"] == "configure" else "closed"
+        state = protocol.RoundState(config.run, number, config.rounds, phase, deadline)  # type: ignore[arg-type]
+        payload = protocol.encode(state)
+        if payload == self._announced:
+            return []
+        self._announced = payload
+        return [Outgoing(topics.ROUND, None, payload, retain=True)]
+
+    # --- what devices say -------------------------------------------------------------------------------------------
+
+    def handle(self, kind: str, device: str, payload: bytes) -> list[Outgoing]:
+        """One message of a device.
+
+        Args:
+            kind: of the topic (topics.Route.kind).
+            device: the topic's device; the broker's access rules vouch for it.
+            payload: the bytes.
+
+        Returns:
+            What to answer. Malformed messages are journalled and answered with nothing.
+        """
+        run = self.run
+        run.count(device, up=len(payload))
+        try:
+            message = protocol.decode(kind, payload)
+            if isinstance(message, protocol.DeviceState):
+                out = self._state(device, message)
+            elif isinstance(message, protocol.Profile):
+                out = self._profile(device, message, payload)
+            elif isinstance(message, protocol.Request):
+                out = self._request(device, message)
+            elif isinstance(message, protocol.Update):
+                out = self._update(device, message, payload)
+            elif isinstance(message, protocol.Refusal):
+                out = self._refusal(device, message, payload)
+            elif isinstance(message, protocol.Chunk):
+                out = self._chunk(device, message)
+            else:
+                raise ProtocolError(f"{kind}: a {type(message).__name__} is not for the coordinator")
+        except ProtocolError as error:
+            with run.journal.transaction() as journal:
+                journal.event(run.clock(), "malformed", 0, device, error.message[:400])
+            return []
+        for message_out in out:
+            if message_out.device is not None:
+                run.count(message_out.device, down=len(message_out.payload))
+        return out
+
+    def _state(self, device: str, state: protocol.DeviceState) -> list[Outgoing]:
+        if state.device != device:
+            raise ProtocolError(f"state: device {state.device!r} on the topic of {device!r}")
+        run = self.run
+        row = run.device(device)
+        if row is not None and not state.online and row["bd_seq"] != state.bd_seq:
+            return []  # the will of an earlier life
+        with run.journal.transaction() as journal:
+            if row is None:
+                journal.add_row("devices", {"device": device})
+            fields = {"online": int(state.online), "bd_seq": state.bd_seq, "version": state.version}
+            journal.set_fields("devices", {"device": device}, {**fields, "seen_at": run.clock()})
+            if row is None or bool(row["online"]) != state.online:
+                journal.event(run.clock(), "online" if state.online else "offline", 0, device)
+        return []
+
+    def _profile(self, device: str, profile: protocol.Profile, payload: bytes) -> list[Outgoing]:
+        if profile.device != device:
+            raise ProtocolError(f"profile: device {profile.device!r} on the topic of {device!r}")
+        run, config = self.run, self.run.config
+        if profile.run != config.run:
+            return [self._ack(device, 0, "profile", payload, "run", f"this is run {config.run!r}")]
+        row = run.round_row()
+        verdict = admission.judge(
+            profile,
+            run.layout.program,
+            len(run.layout.layers),
+            run.plan_bytes,
+            lambda limit: run.allotter(row)(limit, config.cap16(device), mean_bits_of(row)),
+        )
+        fields: dict[str, object] = {
+            "profile": payload.decode(),
+            "admission": "admitted" if verdict.admitted else "refused",
+            "reason": verdict.reason,
+            "detail": verdict.detail,
+            "samples": profile.samples,
+            "limit_bytes": profile.budget_bytes,
+            "extra_bytes": verdict.extra_bytes,
+            "online": 1,
+            "seen_at": run.clock(),
+        }
+        if verdict.allotment is not None:
+            fields["bits"] = list(verdict.allotment.bits)
+            fields["budget16"] = verdict.allotment.budget16
+            fields["planned_bytes"] = verdict.allotment.planned_bytes + verdict.extra_bytes
+        known = run.device(device)
+        ref = protocol.digest(payload)
+        with run.journal.transaction() as journal:
+            if known is None:
+                journal.add_row("devices", {"device": device})
+            journal.set_fields("devices", {"device": device}, fields)
+            if known is None or known["profile"] != fields["profile"]:
+                code = "accepted" if verdict.admitted else f"rejected:{verdict.reason}"
+                journal.verdict(run.clock(), 0, device, "profile", ref, code, verdict.detail)
+        out = [self._ack(device, 0, "profile", payload, verdict.reason, verdict.detail)]
+        if verdict.admitted and row is not None and row["phase"] == "collect":
+            assignment = run.assignment(row["round"], device)
+            if assignment is not None and assignment["state"] == "assigned":
+                out += self._plan(assignment)
+        return out
+
+    def _request(self, device: str, request: protocol.Request) -> list[Outgoing]:
+        run = self.run
+        row = run.round_row()
+        assignment = None if row is None else run.assignment(row["round"], device)
+        if request.run != run.config.run:
+            return []
+        out: list[Outgoing] = []
+        allowed = {run.layout.program: run.program}
+        if row is not None and row["phase"] == "collect" and assignment is not None and assignment["plan"] is not None:
+            if request.plan and assignment["state"] == "assigned":
+                out += self._plan(assignment)
+            allowed |= self._start_blobs(row, assignment)
+        for want in request.wants:
+            blob = allowed.get(want.sha256)
+            if blob is None:
+                continue  # of an earlier round, or not this device's: the round's state tells it
+            for index in chunks.indices_of(want.bitmap, chunks.chunk_count(len(blob))):
+                out.append(Outgoing(topics.CHUNK, device, chunks.encode_chunk(want.sha256, blob, index)))
+        return out
+
+    def _refusal(self, device: str, refusal: protocol.Refusal, payload: bytes) -> list[Outgoing]:
+        run = self.run
+        row, assignment, problem = self._owed(device, refusal.run, refusal.round)
+        if problem:
+            return [self._ack(device, refusal.round, "refusal", payload, *problem)]
+        assert row is not None
+        assert assignment is not None
+        ref = protocol.digest(payload)
+        if assignment["state"] != "assigned":
+            same = assignment["ref"] == ref
+            reason = ("", "") if same else ("duplicate", f"the device has answered: {assignment['state']}")
+            return [self._ack(device, refusal.round, "refusal", payload, *reason)]
+        detail = refusal.detail
+        if refusal.reason == "memory":
+            detail = f"{refusal.planned_bytes} bytes planned, {refusal.limit_bytes} allowed; {detail}".rstrip("; ")
+        with run.journal.transaction() as journal:
+            journal.set_fields(
+                "assignments",
+                {"round": row["round"], "device": device},
+                {"state": "refused", "reason": refusal.reason or "refused", "detail": detail, "ref": ref,
+                 "answered_at": run.clock()},
+            )  # fmt: skip
+            journal.verdict(run.clock(), row["round"], device, "refusal", ref, "accepted", detail)
+        return [self._ack(device, refusal.round, "refusal", payload, "", "")]
+
+    # --- updates ------------------------------------------------------------------------------------------------------
+
+    def _update(self, device: str, update: protocol.Update, payload: bytes) -> list[Outgoing]:
+        run = self.run
+        ref = protocol.digest(payload)
+        earlier = run.assignment(update.round, device)
+        if update.run == run.config.run and earlier is not None and earlier["ref"] == ref:
+            # The answer got lost: say it again, whatever has happened to the round since.
+            return [self._ack(device, update.round, "update", payload, earlier["reason"], earlier["detail"])]
+        row, assignment, problem = self._owed(device, update.run, update.round)
+        if problem:
+            self._note_verdict(update.round, device, ref, *problem)
+            return [self._ack(device, update.round, "update", payload, *problem)]
+        assert row is not None
+        assert assignment is not None
+        if assignment["state"] != "assigned":
+            problem = ("duplicate", f"the device has answered round {row['round']}: {assignment['state']}")
+            self._note_verdict(update.round, device, ref, *problem)
+            return [self._ack(device, update.round, "update", payload, *problem)]
+        plan = protocol.decode(topics.PLAN, assignment["plan"])
+        assert isinstance(plan, protocol.PlanMessage)
+        pending = self._pending.get(device)
+        if pending is None or pending.ref != ref:
+            try:
+                updates.check_manifest(run.layout, plan, assignment["plan_sha"], update)
+                sizes = updates.blob_sizes(run.layout, update.layers)
+            except RejectionError as error:
+                return self._settle(device, row, ref, payload, update, error, b"")
+            pending = Pending.open(ref, update, sizes, self._start_blobs(row, assignment).get, payload)
+            self._pending[device] = pending
+        return self._need_or_settle(device, row, pending)
+
+    def _chunk(self, device: str, chunk: protocol.Chunk) -> list[Outgoing]:
+        pending = self._pending.get(device)
+        row = self.run.round_row()
+        if pending is None or row is None or row["phase"] != "collect":
+            return []
+        try:
+            if not pending.add(chunk):
+                return []
+        except HashError as error:
+            with self.run.journal.transaction() as journal:
+                journal.event(self.run.clock(), "damaged", row["round"], device, error.message)
+        return self._need_or_settle(device, row, pending)
+
+    def _need_or_settle(self, device: str, row: Row, pending: Pending) -> list[Outgoing]:
+        if not pending.complete:
+            need = protocol.Need(self.run.config.run, row["round"], pending.ref, pending.wants())
+            return [Outgoing(topics.ACK, device, protocol.encode(need))]
+        run = self.run
+        try:
+            contents = updates.read_contents(run.layout, pending.update.layers, pending.blobs.__getitem__)
+            updates.to_global(run.layout, contents, run.config.act_bits)
+        except RejectionError as error:
+            return self._settle(device, row, pending.ref, pending.payload, pending.update, error, b"")
+        pack = updates.pack_file(pending.update.layers, pending.blobs)
+        return self._settle(device, row, pending.ref, pending.payload, pending.update, None, pack)
+
+    def _settle(
+        self,
+        device: str,
+        row: Row,
+        ref: str,
+        payload: bytes,
+        update: protocol.Update,
+        problem: RejectionError | None,
+        pack: bytes,
+    ) -> list[Outgoing]:
+        """Journals the verdict on a complete update; only then may the device forget its work."""
+        run, now = self.run, self.run.clock()
+        key = {"round": row["round"], "device": device}
+        up, down = run.traffic.get(device, [0, 0])
+        reason, detail = (problem.reason, problem.detail[:400]) if problem else ("", "")
+        fields: dict[str, object] = {
+            "state": "rejected" if problem else "accepted",
+            "reason": reason,
+            "detail": detail,
+            "ref": ref,
+            "manifest": payload,
+            "answered_at": now,
+            "bytes_up": up,
+            "bytes_down": down,
+            "measured_bytes": update.measured_bytes,
+        }
+        if problem is None:
+            fields["pack"] = run.blobs.put(pack)
+            fields["final_bits"] = [layer.bits for layer in update.layers]
+        assignment = run.assignment(row["round"], device)
+        assert assignment is not None
+        with run.journal.transaction() as journal:
+            journal.set_fields("assignments", key, fields)
+            if problem is None:
+                fallen = [a - layer.bits for a, layer in zip(assignment["bits"], update.layers, strict=True)]
+                standing: dict[str, object] = {"fallen": fallen, "last_round": row["round"], "rejects": 0}
+                standing["measured_bytes"] = update.measured_bytes
+                journal.set_fields("devices", {"device": device}, standing)
+            else:
+                journal.write("UPDATE devices SET rejects=rejects+1 WHERE device=?", device)
+            verdict = f"rejected:{reason}" if problem else "accepted"
+            journal.verdict(now, row["round"], device, "update", ref, verdict, detail)
+        self._pending.pop(device, None)
+        return [self._ack(device, row["round"], "update", payload, reason, detail)]
+
+    # --- small parts --------------------------------------------------------------------------------------------------
+
+    def _owed(self, device: str, run_name: str, round_no: int) -> tuple[Row | None, Row | None, tuple[str, str] | None]:
+        """The round and assignment a message belongs to, or why it belongs to none."""
+        run = self.run
+        row = run.round_row()
+        if run_name != run.config.run:
+            return None, None, ("stale-round", f"this is run {run.config.run!r}")
+        if row is None or round_no != row["round"]:
+            now = 0 if row is None else row["round"]
+            return None, None, ("stale-round", f"round {round_no} is not the current round {now}")
+        if row["phase"] != "collect":
+            return None, None, ("late", f"round {round_no} has closed")
+        if run.device(device) is None:
+            return None, None, ("unknown-device", "the device has no birth here")
+        assignment = run.assignment(round_no, device)
+        if assignment is None:
+            return None, None, ("not-selected", f"the device is not part of round {round_no}")
+        return row, assignment, None
+
+    def _note_verdict(self, round_no: int, device: str, ref: str, reason: str, detail: str) -> None:
+        with self.run.journal.transaction() as journal:
+            journal.verdict(self.run.clock(), round_no, device, "update", ref, f"rejected:{reason}", detail)
+
+    def _start_blobs(self, row: Row, assignment: Row) -> dict[str, bytes]:
+        """The blobs a device's plan names."""
+        layers = self.run.serving(row).prepare(assignment["bits"])
+        return {
+            sha256: data
+            for layer in layers
+            for sha256, data in zip(layer.blobs.blobs, (*layer.planes, layer.params), strict=True)
+        }
+
+    def _plan(self, assignment: Row) -> list[Outgoing]:
+        device, payload = assignment["device"], assignment["plan"]
+        self.run.count(device, down=len(payload))
+        return [Outgoing(topics.PLAN, device, payload)]
+
+    def _ack(self, device: str, round_no: int, of: str, payload: bytes, reason: str, detail: str) -> Outgoing:
+        ack = protocol.Ack(
+            run=self.run.config.run,
+            round=round_no,
+            of=of,  # type: ignore[arg-type]
+            ref=protocol.digest(payload),
+            accepted=not reason,
+            reason=reason,
+            detail="".join(c if c.isprintable() else " " for c in detail)[:400],
+        )
+        return Outgoing(topics.ACK, device, protocol.encode(ack))

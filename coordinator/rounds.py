@@ -1,0 +1,301 @@
+"""The transitions of a round: select, configure, collect, aggregate, adjust, evaluate, commit.
+
+Each function does the work of one phase and ends in one transaction that moves the round to the next phase. Work before
+the transaction writes only content-addressed blobs, so that after a crash it is done again with the same result. The
+functions know nothing of a transport; `machine` sends what follows from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fedmpq.coordinator import aggregate, updates
+from fedmpq.coordinator.config import fx_of
+from fedmpq.coordinator.fixed import div, mul, norm
+from fedmpq.coordinator.global_model import GlobalModel
+from fedmpq.coordinator.journal import Row, ints
+from fedmpq.coordinator.run_state import RunState, mean_bits_of
+from fedmpq.edge_runtime import protocol
+from fedmpq.errors import BudgetError, RoundError
+
+#: Judges a global model: (model, bits per label) -> metrics. See evaluate.
+Evaluator = Callable[[GlobalModel, dict[str, tuple[int, ...]]], dict[str, Any]]
+
+#: States of an assignment in which nothing more is expected of the device.
+ANSWERED = ("accepted", "refused", "rejected")
+
+
+def client_number(device: str) -> int:
+    """The device's number in the random keys: its name's hash, so that no order of arrival matters."""
+    number: int = struct.unpack("<I", hashlib.sha256(device.encode()).digest()[:4])[0]
+    return 0 if number == 0xFFFFFFFF else number
+
+
+def eligible(run: RunState) -> list[Row]:
+    """Admitted devices that are online, by name."""
+    return run.journal.rows("SELECT * FROM devices WHERE online=1 AND admission='admitted' ORDER BY device")
+
+
+def select(run: RunState, previous: Row | None) -> bool:
+    """Opens the next round with the devices that shall train; False while there are too few."""
+    config, now = run.config, run.clock()
+    present = eligible(run)
+    if len(present) < config.min_devices:
+        return False
+    number = 1 if previous is None else previous["round"] + 1
+    target = min(config.per_round or len(present), len(present))
+    asked = min(len(present), -(-target * (100 + config.over_selection) // 100))
+    drawn = sorted(present, key=lambda row: _draw(config.seed, number, row["device"]))[:asked]
+    base = run.journal.meta("model") if previous is None else previous["next_model"]
+    mean_bits = mean_bits_of(previous)
+    with run.journal.transaction() as journal:
+        journal.add_row(
+            "rounds",
+            {
+                "round": number,
+                "phase": "configure",
+                "opened_at": now,
+                "target": target,
+                "quorum": max(1, -(-target * config.quorum_percent // 100)),
+                "base_model": base,
+                "mean_bits": list(mean_bits or ()),
+            },
+        )
+        for row in drawn:
+            fields = {"round": number, "device": row["device"], "state": "selected", "samples": row["samples"]}
+            journal.add_row("assignments", {**fields, "budget16": 0, "bits": [], "planned_bytes": 0})
+        journal.event(now, "selected", number, detail=f"{len(drawn)} of {len(present)} devices")
+    return True
+
+
+def configure(run: RunState, row: Row) -> None:
+    """Gives every selected device its bits, plan and weight, and starts the clock."""
+    config, now = run.config, run.clock()
+    allot = run.allotter(row)
+    mean_bits = ints(row["mean_bits"]) or None
+    chosen = []
+    for assignment in run.assignments(row["round"]):
+        device = run.device(assignment["device"])
+        assert device is not None
+        try:
+            allotment = allot(
+                device["limit_bytes"] - device["extra_bytes"],
+                config.cap16(device["device"]),
+                mean_bits,
+                ints(device["fallen"]),
+            )
+        except BudgetError as error:
+            chosen.append((assignment, None, str(error)))
+            continue
+        chosen.append((assignment, allotment, ""))
+    raw = {
+        a["device"]: _raw_weight(config.weighting, a["samples"], allotment.budget16)
+        for a, allotment, _ in chosen
+        if allotment
+    }
+    shift = aggregate.weight_shift(raw.values())
+    deadline = now + config.deadline_s
+    with run.journal.transaction() as journal:
+        for assignment, allotment, problem in chosen:
+            key = {"round": row["round"], "device": assignment["device"]}
+            if allotment is None:
+                journal.set_fields("assignments", key, {"state": "refused", "reason": "budget", "detail": problem})
+                continue
+            plan = plan_message(run, row, assignment["device"], allotment.bits, allotment.planned_bytes, deadline)
+            encoded = protocol.encode(plan)
+            journal.set_fields(
+                "assignments",
+                key,
+                {
+                    "state": "assigned",
+                    "budget16": allotment.budget16,
+                    "weight": aggregate.scaled_weight(raw[assignment["device"]], shift),
+                    "bits": list(allotment.bits),
+                    "planned_bytes": allotment.planned_bytes,
+                    "plan": encoded,
+                    "plan_sha": protocol.digest(encoded),
+                },
+            )
+        journal.set_fields(
+            "rounds",
+            {"round": row["round"]},
+            {"phase": "collect", "deadline_at": deadline, "weight_shift": shift},
+        )
+        journal.event(now, "configured", row["round"], detail=f"{len(raw)} plans")
+    run.traffic.clear()
+
+
+def plan_message(
+    run: RunState, row: Row, device: str, bits: Sequence[int], planned_bytes: int, deadline: float
+) -> protocol.PlanMessage:
+    """What one device is told to train."""
+    config = run.config
+    layers = run.serving(row).prepare(bits)
+    total = norm(sum(run.layout.thetas), 0)
+    lasso = tuple(mul(fx_of(config.lasso), div(norm(theta, 0), total)) for theta in run.layout.thetas)
+    return protocol.PlanMessage(
+        run=config.run,
+        round=row["round"],
+        program=run.layout.program,
+        program_size=len(run.program),
+        settings=config.settings,
+        layers=tuple(layer.blobs for layer in layers),
+        epochs=config.epochs,
+        seed=config.seed,
+        client=client_number(device),
+        lr=fx_of(config.rate(row["round"])),
+        weight_decay=fx_of(config.weight_decay),
+        momentum_q15=config.momentum_q15 if config.momentum else 0,
+        lasso=lasso if config.lasso else (),
+        eps_q16=round(config.prune_density * 65536),
+        planned_bytes=planned_bytes,
+        sent_ms=int(run.clock() * 1000),
+        deadline_ms=int(deadline * 1000),
+    )
+
+
+def may_close(run: RunState, row: Row) -> bool:
+    """Whether collecting is over: enough updates, everyone answered, or the deadline with a quorum.
+
+    A deadline without a quorum is moved (and that journalled) up to `extensions` times.
+
+    Raises:
+        RoundError: nobody's update can come any more, or the extensions are used up.
+    """
+    states = [a["state"] for a in run.assignments(row["round"])]
+    accepted = states.count("accepted")
+    everyone = all(state in ANSWERED for state in states)
+    if accepted >= row["target"] or (everyone and accepted):
+        return True
+    if everyone:
+        raise RoundError(
+            f"round {row['round']}: no update was accepted, {len(states)} devices refused or were rejected",
+            "see `fedmpq coordinator status`",
+        )
+    now = run.clock()
+    if now < row["deadline_at"]:
+        return False
+    if accepted >= row["quorum"]:
+        return True
+    if row["extensions"] >= run.config.extensions:
+        raise RoundError(
+            f"round {row['round']}: {accepted} of {row['quorum']} updates needed came by the last deadline",
+            "see `fedmpq coordinator devices`; start again to continue",
+        )
+    with run.journal.transaction() as journal:
+        journal.set_fields(
+            "rounds",
+            {"round": row["round"]},
+            {"deadline_at": now + run.config.deadline_s, "extensions": row["extensions"] + 1},
+        )
+        journal.event(now, "no-quorum", row["round"], detail=f"{accepted} of {row['quorum']} at the deadline")
+    return False
+
+
+def close(run: RunState, row: Row) -> None:
+    """Freezes the set of updates that count."""
+    now = run.clock()
+    with run.journal.transaction() as journal:
+        for assignment in run.assignments(row["round"]):
+            key = {"round": row["round"], "device": assignment["device"]}
+            up, down = run.traffic.get(assignment["device"], (assignment["bytes_up"], assignment["bytes_down"]))
+            fields: dict[str, object] = {"bytes_up": up, "bytes_down": down}
+            if assignment["state"] not in ANSWERED:
+                fields |= {"state": "missed", "reason": "deadline", "detail": "no update by the deadline"}
+                journal.event(now, "missed", row["round"], assignment["device"])
+            journal.set_fields("assignments", key, fields)
+        journal.set_fields("rounds", {"round": row["round"]}, {"phase": "aggregate", "closed_at": now})
+
+
+def aggregate_round(run: RunState, row: Row) -> None:
+    """Sums the accepted updates exactly and writes the next global model (eq. 15)."""
+    serving = run.serving(row)
+    total = aggregate.PartialSum.zero(run.layout, "models" if run.config.aggregation == "models" else "changes")
+    for assignment in run.assignments(row["round"]):
+        if assignment["state"] == "accepted":
+            add_update(run, total, assignment, row)
+    model = run.blobs.put(total.finish(serving.model, pooled_variance=run.config.pooled_variance).to_bytes())
+    with run.journal.transaction() as journal:
+        journal.set_fields(
+            "rounds",
+            {"round": row["round"]},
+            {"phase": "adjust", "next_model": model, "next_bits": total.mean_bits()},
+        )
+        journal.event(run.clock(), "aggregated", row["round"], detail=f"{total.clients} updates -> {model[:12]}")
+
+
+def add_update(run: RunState, total: aggregate.PartialSum, assignment: Row, row: Row) -> None:
+    """Counts one stored update in a partial sum."""
+    serving = run.serving(row)
+    manifest = protocol.decode(protocol.topics.UPDATE, assignment["manifest"])
+    assert isinstance(manifest, protocol.Update)
+    blobs = updates.unpack_file(run.layout, manifest.layers, run.blobs.get(assignment["pack"]))
+    contents = updates.read_contents(run.layout, manifest.layers, blobs.__getitem__)
+    end = updates.to_global(run.layout, contents, run.config.act_bits)
+    start = [serving.start(index, n) for index, n in enumerate(ints(assignment["bits"]))]
+    total.add(assignment["weight"], [layer.bits for layer in manifest.layers], end, start)
+
+
+def adjust(run: RunState, row: Row) -> None:
+    """Alg. 2 for every admitted device, from the new mean bit-widths (eq. 16)."""
+    # The new model and means are those the next round will start from.
+    allot = run.allotter({**row, "base_model": row["next_model"]})
+    mean_bits = ints(row["next_bits"])
+    changes = []
+    for device in run.journal.rows("SELECT * FROM devices WHERE admission='admitted' ORDER BY device"):
+        try:
+            allotment = allot(
+                device["limit_bytes"] - device["extra_bytes"],
+                run.config.cap16(device["device"]),
+                mean_bits,
+                ints(device["fallen"]),
+            )
+        except BudgetError as error:
+            changes.append((device["device"], {"admission": "refused", "reason": "budget", "detail": str(error)}))
+            continue
+        fields = {"bits": list(allotment.bits), "budget16": allotment.budget16}
+        changes.append((device["device"], {**fields, "planned_bytes": allotment.planned_bytes}))
+    with run.journal.transaction() as journal:
+        for name, fields in changes:
+            journal.set_fields("devices", {"device": name}, fields)
+        journal.set_fields("rounds", {"round": row["round"]}, {"phase": "evaluate"})
+
+
+def evaluate(run: RunState, row: Row, evaluator: Evaluator | None) -> None:
+    """Judges the new global model at `eval_bits` and at the bit-widths of the devices."""
+    config = run.config
+    due = row["round"] % config.eval_every == 0 or row["round"] == config.rounds
+    metrics: dict[str, Any] | None = None
+    if evaluator is not None and due:
+        targets = {"global": (config.eval_bits,) * len(run.layout.layers)}
+        if config.eval_budgets:
+            for assignment in run.assignments(row["round"]):
+                if assignment["bits"]:
+                    targets.setdefault(f"{assignment['budget16'] / 16:g}", ints(assignment["bits"]))
+        metrics = evaluator(run.model(row["next_model"]), targets)
+    with run.journal.transaction() as journal:
+        journal.set_fields("rounds", {"round": row["round"]}, {"phase": "commit", "metrics": metrics or {}})
+
+
+def commit(run: RunState, row: Row) -> None:
+    """Ends the round: its result becomes the model of the run."""
+    now = run.clock()
+    with run.journal.transaction() as journal:
+        journal.set_meta("model", row["next_model"])
+        journal.set_fields("rounds", {"round": row["round"]}, {"phase": "done", "committed_at": now})
+        journal.event(now, "committed", row["round"])
+    keep = {run.layout.program}
+    for done in run.journal.rows("SELECT base_model, next_model FROM rounds"):
+        keep |= {done["base_model"], done["next_model"]}
+    run.blobs.collect_garbage(keep)
+
+
+def _draw(seed: int, round_no: int, device: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{round_no}/{device}".encode()).digest()
+
+
+def _raw_weight(weighting: str, samples: int, budget16: int) -> int:
+    return samples * budget16 if weighting == "samples-bits" else samples

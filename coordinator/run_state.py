@@ -1,0 +1,166 @@
+"""What the parts of a running coordinator share: the run's identity, its journal, its model and its planes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedmpq.coordinator.admission import Allotter, PlanBytes
+from fedmpq.coordinator.blobs import BlobStore
+from fedmpq.coordinator.config import RunConfig
+from fedmpq.coordinator.global_model import GlobalModel
+from fedmpq.coordinator.journal import Journal, Row, ints
+from fedmpq.coordinator.layout import Layout
+from fedmpq.coordinator.serving import Serving
+from fedmpq.errors import ConfigError, StateError
+
+Clock = Callable[[], float]
+
+#: Phases of a round in order; each change is one transaction.
+PHASES = ("select", "configure", "collect", "aggregate", "adjust", "evaluate", "commit", "done")
+
+
+@dataclass
+class RunState:
+    """One run on one data directory.
+
+    Attributes:
+        config: the run's configuration.
+        layout, program: of the model that is trained.
+        journal, blobs: durable state.
+        plan_bytes: the planner.
+        clock: Unix seconds.
+        traffic: bytes up and down of each device since the round opened.
+    """
+
+    config: RunConfig
+    layout: Layout
+    program: bytes
+    journal: Journal
+    blobs: BlobStore
+    plan_bytes: PlanBytes
+    clock: Clock
+    traffic: dict[str, list[int]] = field(default_factory=dict)
+    _serving: Serving | None = None
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        config: RunConfig,
+        layout: Layout,
+        program: bytes,
+        initial: Callable[[], GlobalModel],
+        plan_bytes: PlanBytes,
+        clock: Clock,
+    ) -> RunState:
+        """Starts a run in an empty directory or continues the one that is there.
+
+        Args:
+            directory: the data directory.
+            config: must equal the journalled one when continuing.
+            layout: of the model.
+            program: of the model.
+            initial: the first global model; called only for a new run.
+            plan_bytes: the planner.
+            clock: Unix seconds.
+
+        Raises:
+            StateError: the directory is in use or of another program; ConfigError: another configuration (names the
+                key).
+        """
+        journal = Journal(directory)
+        try:
+            blobs = BlobStore(directory / "blobs")
+            sha256 = hashlib.sha256(program).hexdigest()
+            if sha256 != layout.program:
+                raise StateError("the program's bytes and layout do not belong together")
+            known = journal.meta("program")
+            if known is None:
+                blobs.put(program)
+                model = blobs.put(initial().to_bytes())
+                with journal.transaction():
+                    journal.set_meta("config", json.dumps(config.to_dict(), sort_keys=True))
+                    journal.set_meta("model", model)
+                    journal.set_meta("seq", "0")
+                    journal.set_meta("started_at", repr(clock()))
+                    journal.set_meta("program", sha256)
+                    journal.event(clock(), "run-started", detail=config.run)
+            elif known != sha256:
+                raise StateError(
+                    f"{directory} holds a run of program {known[:12]}, not {sha256[:12]}", "choose another --dir"
+                )
+            else:
+                _same_config(directory, config, json.loads(journal.meta("config") or "{}"))
+        except BaseException:
+            journal.close()
+            raise
+        return cls(config, layout, program, journal, blobs, plan_bytes, clock)
+
+    # --- rounds -------------------------------------------------------------------------------------------------
+
+    def round_row(self) -> Row | None:
+        """The latest round."""
+        return self.journal.row("SELECT * FROM rounds ORDER BY round DESC LIMIT 1")
+
+    def assignments(self, round_no: int) -> list[Row]:
+        """Everyone selected for a round, by name."""
+        return self.journal.rows("SELECT * FROM assignments WHERE round=? ORDER BY device", round_no)
+
+    def assignment(self, round_no: int, device: str) -> Row | None:
+        """One device's part in a round."""
+        return self.journal.row("SELECT * FROM assignments WHERE round=? AND device=?", round_no, device)
+
+    def device(self, device: str) -> Row | None:
+        """One device."""
+        return self.journal.row("SELECT * FROM devices WHERE device=?", device)
+
+    # --- models -------------------------------------------------------------------------------------------------
+
+    def model(self, sha256: str) -> GlobalModel:
+        """A global model of this run."""
+        return GlobalModel.from_bytes(self.blobs.get(sha256), self.layout)
+
+    def serving(self, row: Row) -> Serving:
+        """The planes of a round."""
+        if self._serving is None or self._serving.round_no != row["round"]:
+            self._serving = Serving(self.model(row["base_model"]), self.config, row["round"], self.program)
+        return self._serving
+
+    def allotter(self, row: Row | None) -> Allotter:
+        """The policy, with the quantisation noise of a round's model where it needs it."""
+        noise: list[list[int]] = []
+        if self.config.policy in {"noise", "balanced"}:
+            sha256 = row["base_model"] if row is not None else self.journal.meta("model") or ""
+            noise = self.model(sha256).noise_table(self.config.scale)
+        return Allotter(self.config.policy, self.layout.thetas, self.plan_bytes, noise)
+
+    def count(self, device: str, up: int = 0, down: int = 0) -> None:
+        """Counts payload bytes of a device."""
+        pair = self.traffic.setdefault(device, [0, 0])
+        pair[0] += up
+        pair[1] += down
+
+    def close(self) -> None:
+        """Closes the journal and gives up the directory."""
+        self.journal.close()
+
+
+def mean_bits_of(row: Row | None) -> tuple[int, ...] | None:
+    """round(n-bar) that a round starts from; None before the first aggregation."""
+    if row is None:
+        return None
+    bits = row["next_bits"] if row["phase"] == "done" else row["mean_bits"]
+    return ints(bits) if bits else None
+
+
+def _same_config(directory: Path, new: RunConfig, old: dict[str, object]) -> None:
+    for key, value in new.to_dict().items():
+        if old.get(key) != value:
+            raise ConfigError(
+                f"{directory} holds a run with {key} = {old.get(key)!r}, not {value!r}",
+                "start with the same configuration or choose another --dir",
+            )

@@ -1,0 +1,108 @@
+"""Judging a device's update: what it claims, which blobs are missing, and whether its contents may count.
+
+Pure functions: the state of the round goes in, a verdict comes out. A refused update raises `RejectionError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from fedmpq.coordinator import planes
+from fedmpq.coordinator.global_model import DeviceLayer, GlobalLayer, read_layer
+from fedmpq.coordinator.layout import Layout
+from fedmpq.edge_runtime.protocol import LayerBlobs, PlanMessage, Update
+from fedmpq.errors import FedmpqError, FormatError
+
+
+class RejectionError(FedmpqError):
+    """An update that does not count; `reason` is the code that goes back to the device and into the journal."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"rejected:{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def check_manifest(layout: Layout, plan: PlanMessage, plan_sha: str, update: Update) -> None:
+    """Compares an update's claims with the plan it should have followed.
+
+    Raises:
+        RejectionError: stale-round (trained under another plan), shape or range.
+    """
+    if update.plan != plan_sha:
+        raise RejectionError(
+            "stale-round", f"trained under plan {update.plan[:12]}, the round's plan is {plan_sha[:12]}"
+        )
+    if len(update.layers) != len(layout.layers):
+        raise RejectionError("shape", f"{len(update.layers)} layers, the program has {len(layout.layers)}")
+    for shape, given, sent in zip(layout.layers, update.layers, plan.layers, strict=True):
+        if given.bits > sent.bits:
+            raise RejectionError("range", f"layer {shape.name} has {given.bits} bits, {sent.bits} were assigned")
+        if given.step != sent.step:
+            raise RejectionError("range", f"layer {shape.name} changed its step")
+    most = plan.epochs * update.samples
+    if update.count > most or update.correct > update.count:
+        raise RejectionError("range", f"{update.correct} of {update.count} correct, at most {most} samples in the plan")
+
+
+def blob_sizes(layout: Layout, layers: Sequence[LayerBlobs]) -> dict[str, int]:
+    """Size of every blob an update names, as the program has it.
+
+    Raises:
+        RejectionError: one hash is named for two sizes.
+    """
+    sizes: dict[str, int] = {}
+    for shape, layer in zip(layout.layers, layers, strict=True):
+        named = [(sha256, shape.plane_bytes) for sha256 in layer.planes] + [(layer.params, shape.params_bytes)]
+        for sha256, size in named:
+            if sizes.setdefault(sha256, size) != size:
+                raise RejectionError("shape", f"blob {sha256[:12]} is named for {sizes[sha256]} and for {size} bytes")
+    return sizes
+
+
+def read_contents(layout: Layout, layers: Sequence[LayerBlobs], blob: Callable[[str], bytes]) -> list[DeviceLayer]:
+    """The integers of a complete update.
+
+    Raises:
+        RejectionError: a plane or parameter blob of the wrong length or with values that cannot be.
+    """
+    found = []
+    for shape, layer in zip(layout.layers, layers, strict=True):
+        try:
+            found.append(
+                planes.unpack(shape, layer.bits, layer.step, [blob(sha) for sha in layer.planes], blob(layer.params))
+            )
+        except FormatError as error:
+            raise RejectionError("shape", error.message) from None
+    return found
+
+
+def to_global(layout: Layout, layers: Sequence[DeviceLayer], act_bits: int) -> list[GlobalLayer]:
+    """An update in the global model's units.
+
+    Raises:
+        RejectionError: a parameter outside its range.
+    """
+    try:
+        return [read_layer(shape, layer, act_bits) for shape, layer in zip(layout.layers, layers, strict=True)]
+    except FormatError as error:
+        raise RejectionError("range", error.message) from None
+
+
+def pack_file(layers: Sequence[LayerBlobs], blobs: Mapping[str, bytes]) -> bytes:
+    """One update as one blob: every layer's planes and parameters in order."""
+    return b"".join(blobs[sha256] for layer in layers for sha256 in layer.blobs)
+
+
+def unpack_file(layout: Layout, layers: Sequence[LayerBlobs], data: bytes) -> dict[str, bytes]:
+    """The blobs of `pack_file`, by hash; FormatError if the length is another."""
+    blobs, at = {}, 0
+    for shape, layer in zip(layout.layers, layers, strict=True):
+        for sha256 in layer.planes:
+            blobs[sha256] = data[at : at + shape.plane_bytes]
+            at += shape.plane_bytes
+        blobs[layer.params] = data[at : at + shape.params_bytes]
+        at += shape.params_bytes
+    if at != len(data):
+        raise FormatError(f"stored update has {len(data)} bytes instead of {at}")
+    return blobs
