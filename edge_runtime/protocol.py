@@ -8,7 +8,7 @@ docs/protocol.md tells the order of messages.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 
 from fedmpq.errors import ProtocolError
@@ -203,7 +203,7 @@ class Request:
 class Update:
     """The result of local training, by reference; the coordinator then asks for blobs it lacks (`Need`).
 
-    `plan` is the SHA-256 of the plan message trained under; `count`, `correct` and `loss_q16` sum over all steps.
+    `plan` is the `PlanMessage.identity` trained under; `count`, `correct` and `loss_q16` sum over all steps.
     """
 
     TYPE: ClassVar[str] = "update"
@@ -228,7 +228,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A device will not train a plan: a reason code, and for memory the two numbers in bytes."""
+    """A device will not train a plan (`plan` is its identity): a reason code, and for memory the two numbers in bytes."""
 
     TYPE: ClassVar[str] = "refusal"
     run: Annotated[str, _NAME]
@@ -282,6 +282,11 @@ class PlanMessage:
     def bits(self) -> tuple[int, ...]:
         """Bits of each weight layer."""
         return tuple(layer.bits for layer in self.layers)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over everything but the two times: a plan that is sent again is still the same plan."""
+        return digest(encode(replace(self, sent_ms=0, deadline_ms=0)))
 
 
 @dataclass(frozen=True, slots=True)

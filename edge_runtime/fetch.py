@@ -1,0 +1,62 @@
+"""Pulling blobs: ask for what is missing, a window at a time, until everything is in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from fedmpq.errors import HashError, ProtocolError
+
+from .chunks import Assembly, Chunk
+from .protocol import Want
+from .store import Store
+
+#: Chunks asked for at once: at most 4 MiB under way to a device, and never a broker's whole queue.
+WINDOW: Final = 64
+
+
+class Fetch:
+    """A set of blobs on their way into the store.
+
+    Args:
+        store: where finished blobs go.
+        sizes: bytes of each wanted blob by SHA-256; those the store has already are left out.
+    """
+
+    def __init__(self, store: Store, sizes: Mapping[str, int]) -> None:
+        self._store = store
+        self._waiting = {sha256: size for sha256, size in sizes.items() if not store.has(sha256)}
+        self._open: dict[str, Assembly] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether every blob has arrived."""
+        return not self._waiting and not self._open
+
+    @property
+    def window_empty(self) -> bool:
+        """Whether everything asked for so far has arrived, so that the next window is due."""
+        return not self._open
+
+    def wants(self) -> tuple[Want, ...]:
+        """What to ask for now: what is still missing of the present window, or else the next window."""
+        if not self._open:
+            room = WINDOW
+            while self._waiting and room > 0:
+                sha256, size = self._waiting.popitem()
+                self._open[sha256] = Assembly(sha256, size)
+                room -= self._open[sha256].count
+        return tuple(Want(a.sha256, a.bitmap) for a in self._open.values())
+
+    def add(self, chunk: Chunk) -> bool:
+        """Take a chunk; returns whether it was wanted. A blob with a wrong hash is dropped and wanted again."""
+        assembly = self._open.get(chunk.sha256)
+        try:
+            if assembly is None or not assembly.add(chunk):
+                return False
+            if not assembly.missing:
+                self._store.put(assembly.finish())
+                del self._open[chunk.sha256]
+        except (ProtocolError, HashError):
+            return False
+        return True
