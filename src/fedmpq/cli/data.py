@@ -11,6 +11,7 @@ from fedmpq.cli._common import emit, example, human_bytes, json_option, print_ta
 
 if TYPE_CHECKING:
     from fedmpq.data import Dataset, Part
+    from fedmpq.data.partition import OnEmpty
 
 
 class ImageSize(click.ParamType[tuple[int, int]]):
@@ -136,7 +137,7 @@ def partition(
 
     dataset = load(source, size=size, validation=validation, seed=seed, report=progress)
     dataset = dataset.limit(train=train_limit, seed=seed)
-    how = "drop" if on_empty == "drop" else "stop"
+    how: OnEmpty = "drop" if on_empty == "drop" else "stop"
     if evenly:
         parts = iid(dataset.train.labels, clients, seed, on_empty=how)
     else:

@@ -8,9 +8,9 @@ Images are uint8 [N, H, W, C] everywhere: the integer program starts from pixels
 """
 
 from fedmpq.data.dataset import Dataset, Split, stratified_choice
-from fedmpq.data.load import NAMES, load
 from fedmpq.data.partition import Part, dirichlet, iid
 from fedmpq.data.shard import write_partition, write_split
+from fedmpq.data.sources import NAMES, load
 
 __all__ = [
     "NAMES",

@@ -86,8 +86,9 @@ def _fetch(remote: Remote, target: Path, report: Reporter) -> None:
         if size != remote.size or digest.hexdigest() != remote.md5:
             raise DataError(f"{remote.url} sent {size} bytes that are not the published file of {remote.size} bytes")
         partial.replace(target)
-    except (OSError, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise DataError(f"cannot download {remote.url}: {reason}") from None
+    except urllib.error.HTTPError as error:
+        raise DataError(f"cannot download {remote.url}: the server answers {error.code} {error.reason}") from None
+    except OSError as error:  # URLError is one
+        raise DataError(f"cannot download {remote.url}: {getattr(error, 'reason', error)}") from None
     finally:
         partial.unlink(missing_ok=True)

@@ -68,13 +68,10 @@ def dirichlet(
     if not 1e-3 <= alpha <= 1e6:
         raise DataError(f"cannot partition with alpha = {alpha}", "choose it from 0.001 to 1000000")
     generator = np.random.default_rng(seed)
-    dealt: list[list[Indices]] = [[] for _ in range(clients)]
+    dealt: list[list[Indices]] = [[np.empty(0, dtype=np.intp)] for _ in range(clients)]
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))
-        # At a tiny alpha all of a class's gamma draws can underflow to 0; NumPy then returns NaN shares.
         shares = generator.dirichlet(np.full(clients, alpha))
-        if not np.isfinite(shares).all():
-            shares = np.eye(clients)[generator.integers(clients)]
         ends = np.cumsum(apportion(len(members), shares))
         for client, piece in enumerate(np.split(members, ends[:-1])):
             dealt[client].append(piece)

@@ -74,22 +74,26 @@ def locate(source: str | os.PathLike[str], report: Reporter = silent) -> tuple[P
             raise DataError(f"no data set called {text} and no such path", f"known names: {known}")
         stem = re.sub(r"(\.tar)?\.(zip|tgz|gz|xz|bz2|tar)$", "", path.resolve().name)
         return path, stem or "data"
-    folders = _search_folders()
-    for folder in folders:
-        for file in _FILES[text]:
-            if (folder / file).exists():
-                return folder / file, text
+    found = find_named(text)
+    if found is not None:
+        return found, text
     target = cache.cache_folder() / "downloads" / text
     remotes = REMOTES[text]
     try:
         download(remotes, target, report)
     except DataError as error:
-        looked = ", ".join(dict.fromkeys(str(folder) for folder in folders))
+        looked = ", ".join(dict.fromkeys(str(folder) for folder in _search_folders()))
         raise DataError(
             f"{text} is not on this machine and cannot be fetched: {error.message}",
             f"put {_FILES[text][0]} into one of {looked}, or set FEDMPQ_DATA to its folder",
         ) from None
     return (target / remotes[0].file if len(remotes) == 1 else target), text
+
+
+def find_named(name: str) -> Path | None:
+    """Where on this machine the data set called `name` lies, or None; never downloads."""
+    candidates = (folder / file for folder in _search_folders() for file in _FILES[name])
+    return next((path for path in candidates if path.exists()), None)
 
 
 def _search_folders() -> list[Path]:
