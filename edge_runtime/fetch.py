@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from fedmpq.edge_runtime.chunks import Assembly, Chunk
+from fedmpq.edge_runtime.protocol import Want
+from fedmpq.edge_runtime.store import Store
 from fedmpq.errors import HashError, ProtocolError
-
-from .chunks import Assembly, Chunk
-from .protocol import Want
-from .store import Store
 
 #: Chunks asked for at once: at most 4 MiB under way to a device, and never a broker's whole queue.
 WINDOW: Final = 64

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Iterable
 from time import monotonic
 
-from .topics import matches
-from .transport import Connected, Disconnected, Event, Incoming, Traffic, Will, check_size
+from fedmpq.edge_runtime.topics import matches
+from fedmpq.edge_runtime.transport import Connected, Disconnected, Event, Incoming, Traffic, Will, check_size
 
 
 class LoopbackBroker:

@@ -22,10 +22,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from fedmpq.edge_runtime.protocol import MAX_MESSAGE
+from fedmpq.edge_runtime.transport import Connected, Disconnected, Event, Incoming, Traffic, Will, check_size
 from fedmpq.errors import NetworkError, UsageError
-
-from .protocol import MAX_MESSAGE
-from .transport import Connected, Disconnected, Event, Incoming, Traffic, Will, check_size
 
 SESSION_EXPIRY_S: Final = 24 * 3600
 KEEPALIVE_S: Final = 30

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import fedmpq
+from fedmpq.edge_runtime import memory, trial
+from fedmpq.edge_runtime.protocol import MAX_BITS, PlanSize, Profile, Settings
+from fedmpq.edge_runtime.trainer import core_plan
 from fedmpq.errors import CoreError
-
-from . import memory, trial
-from .protocol import MAX_BITS, PlanSize, Profile, Settings
-from .trainer import core_plan
 
 #: Trial steps of a large model on a small device take their time; a hung child must still end.
 TRIAL_TIMEOUT_S: Final = 900

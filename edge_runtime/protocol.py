@@ -11,12 +11,26 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 
+from fedmpq.edge_runtime import topics
+from fedmpq.edge_runtime.chunks import CHUNK_SIZE, HEADER_SIZE, MAX_BLOB, MAX_CHUNKS, Chunk, decode_chunk, is_chunk
+from fedmpq.edge_runtime.schema import (
+    U16,
+    U32,
+    U53,
+    Bool,
+    Choice,
+    Fx,
+    Int,
+    List,
+    Nested,
+    Opt,
+    Str,
+    dump_json,
+    dump_object,
+    load_object,
+)
+from fedmpq.edge_runtime.schema import parse_json as _parse_json
 from fedmpq.errors import ProtocolError
-
-from . import topics
-from .chunks import CHUNK_SIZE, HEADER_SIZE, MAX_BLOB, MAX_CHUNKS, Chunk, decode_chunk, is_chunk
-from .schema import U16, U32, U53, Bool, Choice, Fx, Int, List, Nested, Opt, Str, dump_json, dump_object, load_object
-from .schema import parse_json as _parse_json
 
 VERSION: Final = 1
 #: Bytes of the largest payload either side sends: below what AWS IoT (128 KB) lets through.
@@ -158,7 +172,8 @@ class Profile:
     """What a device has: memory (bytes), instruction set, samples, and the arena sizes of the run's program.
 
     `budget_bytes` is what a training arena may take; `limit_source` names where it comes from. `plans` has one entry
-    for each of 1..8 bits, planned for `threads` threads. `peak_bytes` is the resident peak (VmHWM) of the process that ran the trial steps.
+    for each of 1..8 bits, planned for `threads` threads. `peak_bytes` is the resident peak (VmHWM) of the process
+    that ran the trial steps.
     """
 
     TYPE: ClassVar[str] = "profile"
@@ -228,7 +243,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A device will not train a plan (`plan` is its identity): a reason code, and for memory the two numbers in bytes."""
+    """A device will not train a plan (`plan` is its identity): a reason, and for memory the two numbers in bytes."""
 
     TYPE: ClassVar[str] = "refusal"
     run: Annotated[str, _NAME]

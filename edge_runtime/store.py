@@ -26,10 +26,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Final, Self
 
+from fedmpq.edge_runtime import topics
+from fedmpq.edge_runtime.schema import (
+    U32,
+    Bool,
+    Check,
+    Int,
+    Opt,
+    Str,
+    dump_json,
+    dump_object,
+    load_object,
+    parse_json,
+    refuse,
+)
 from fedmpq.errors import FedmpqError, StateError
-
-from . import topics
-from .schema import U32, Bool, Check, Int, Opt, Str, dump_json, dump_object, load_object, parse_json, refuse
 
 MAGIC: Final = b"FMPQDEVS"
 VERSION: Final = 1

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fedmpq.edge_runtime import sampling
+from fedmpq.edge_runtime.protocol import LayerBlobs, PlanMessage, Settings, digest
 from fedmpq.errors import DataError, FormatError
-
-from . import sampling
-from .protocol import LayerBlobs, PlanMessage, Settings, digest
 
 
 class Samples(Protocol):

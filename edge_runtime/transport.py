@@ -14,9 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from fedmpq.edge_runtime.protocol import MAX_MESSAGE
 from fedmpq.errors import ProtocolError
-
-from .protocol import MAX_MESSAGE
 
 
 @dataclass(frozen=True, slots=True)

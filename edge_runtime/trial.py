@@ -14,11 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fedmpq.edge_runtime import memory
+from fedmpq.edge_runtime.protocol import MAX_BITS, PlanSize, Settings
+from fedmpq.edge_runtime.trainer import core_plan
 from fedmpq.errors import BudgetError, FedmpqError
-
-from . import memory
-from .protocol import MAX_BITS, PlanSize, Settings
-from .trainer import core_plan
 
 
 def measure(core: Any, program: Any, settings: Settings, budget: int, threads: int) -> Iterator[PlanSize]:
@@ -50,7 +49,7 @@ def _trial_step(core: Any, program: Any, plan: Any, budget: int) -> int:
 
 def main() -> None:
     """The child: one JSON line for each bit-width, then one with the peak of resident memory."""
-    from . import core
+    from fedmpq.edge_runtime import core
 
     given = json.loads(sys.argv[1])
     program = core.Program(Path(given["program"]).read_bytes())
