@@ -22,7 +22,14 @@ MAX_CHANNELS_IN = 16
 MAX_CLASSES = 1024
 MAX_CROP_PAD = 16
 MAX_T = 6
-NAME_BYTES = 32
+NAME_BYTES = 31  # the 32nd byte stays zero
+MAX_MAP = 512
+MAX_KERNEL = 7
+MAX_STRIDE = 4
+MAX_POOL = 16
+MAX_GLOBAL_POOL = 64
+MAX_CHANNELS = 4096
+MAX_WEIGHTS = 1 << 26
 NO_TENSOR = 0xFFFF
 
 _HEADER = struct.Struct("<8sHHIHHHHBBH16s20s")
@@ -83,7 +90,7 @@ class Record:
     skip_kind: Skip = Skip.NONE
     skip: int = NO_TENSOR
     skip_pad_c: int = 0
-    t_out: int = 0
+    t_out: int = 0  #: activation exponent; pooling keeps its input's and stores 0
 
     @property
     def cin(self) -> int:
@@ -114,7 +121,7 @@ class Record:
 
 
 def fit_name(name: str, taken: Sequence[str]) -> str:
-    """Shortens a module path to 32 UTF-8 bytes (head~tail) and makes it unique among `taken`."""
+    """Shortens a module path to 31 UTF-8 bytes (head~tail) and makes it unique among `taken`."""
     candidate, number = name, 1
     while True:
         suffix = "" if number == 1 else f"#{number}"
@@ -150,11 +157,13 @@ class ProgramBuilder:
 
     def __post_init__(self) -> None:
         self.shapes: list[Shape] = [Shape(*self.input_shape)]
-        self.t: list[int] = [0]
         self.mean = tuple(self.mean) * (self.shapes[0].c if len(self.mean) == 1 else 1)
         shape = self.shapes[0]
         _require(1 <= shape.c <= MAX_CHANNELS_IN, f"the input has {shape.c} channels, 1 to {MAX_CHANNELS_IN} work")
-        _require(1 <= shape.h <= 65535 and 1 <= shape.w <= 65535, f"input size {shape.h}×{shape.w} is out of range")
+        _require(
+            1 <= shape.h <= MAX_MAP and 1 <= shape.w <= MAX_MAP,
+            f"an image of {shape.h}×{shape.w} is out of range (1…{MAX_MAP})",
+        )
         _require(len(self.mean) == shape.c, f"{len(self.mean)} channel means for {shape.c} channels")
         _require(all(0 <= v <= 255 for v in self.mean), f"channel means {self.mean} must lie in 0…255 pixels")
         _require(0 <= self.crop_pad <= MAX_CROP_PAD, f"crop padding {self.crop_pad} must lie in 0…{MAX_CROP_PAD}")
@@ -177,11 +186,30 @@ class ProgramBuilder:
         skip: int | None = None,
         option_a_pad: int | None = None,
         t_out: int = 0,
+        flatten: bool = False,
     ) -> int:
-        """Convolution + batch-norm (+ skip) + ReLU. `option_a_pad` makes the skip an option-A shortcut."""
+        """Convolution + batch-norm (+ skip) + ReLU.
+
+        Args:
+            name: of the record, at most 31 bytes.
+            cout: output channels.
+            kernel: one side, or (height, width), up to 7.
+            stride: of both directions, up to 4.
+            pad: zeros on each side, fewer than the kernel.
+            groups: cin and cout are multiples of it; cin groups make it depthwise.
+            input: tensor to read.
+            skip: tensor added before the ReLU.
+            option_a_pad: makes the skip an option-A shortcut with so many zero channels in front.
+            t_out: activation exponent of the output.
+            flatten: a hidden linear layer: reads the whole map, in h, w, c order, as one pixel.
+        """
         source = self.last if input is None else input
         inp = self._shape(source, name)
+        if flatten:
+            inp = Shape(1, 1, inp.elements)
         kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
+        _require(kh <= MAX_KERNEL and kw <= MAX_KERNEL, f"{name}: a {kh}×{kw} kernel exceeds {MAX_KERNEL}×{MAX_KERNEL}")
+        _require(stride <= MAX_STRIDE, f"{name}: stride {stride} exceeds {MAX_STRIDE}")
         out = _window(name, inp, (kh, kw), stride, pad, cout)
         _require(
             groups >= 1 and inp.c % groups == 0 and cout % groups == 0,
@@ -191,6 +219,7 @@ class ProgramBuilder:
         kind, pad_c = Skip.NONE, 0
         if skip is not None:
             kind, pad_c = self._skip(name, skip, option_a_pad, out)
+            _require(skip != source, f"{name}: one tensor is both input and skip")
         return self._add(
             Record(
                 Kind.CONV, name, kh, kw, stride, pad, groups, inp, out, source,
@@ -214,18 +243,18 @@ class ProgramBuilder:
         kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
         step = kh if stride is None else stride
         _require(kind in {Kind.MAX_POOL, Kind.AVG_POOL}, f"{name}: {kind!r} is no window pooling")
-        _require(pad == 0 or (kind is Kind.MAX_POOL and 2 * pad <= min(kh, kw)), f"{name}: padding {pad} does not work")
+        _require(pad == 0 or kind is Kind.MAX_POOL, f"{name}: average pooling works without padding only")
+        _require(source > 0, f"{name}: the image itself cannot be pooled")
+        _require(kh <= MAX_POOL and kw <= MAX_POOL, f"{name}: a {kh}×{kw} window exceeds {MAX_POOL}×{MAX_POOL}")
         out = _window(name, inp, (kh, kw), step, pad, inp.c)
-        return self._add(Record(kind, name, kh, kw, step, pad, 1, inp, out, source, t_out=self.t[source]))
+        return self._add(Record(kind, name, kh, kw, step, pad, 1, inp, out, source))
 
     def global_pool(self, name: str = "pool", *, input: int | None = None) -> int:  # noqa: A002
         """Average over the whole map."""
         source = self.last if input is None else input
         inp = self._shape(source, name)
-        _require(inp.h <= 255 and inp.w <= 255, f"{name}: a map of {inp} is too large for global pooling")
-        return self._add(
-            Record(Kind.GLOBAL_POOL, name, inp.h, inp.w, 1, 0, 1, inp, Shape(1, 1, inp.c), source, t_out=self.t[source])
-        )
+        _require(max(inp.h, inp.w) <= MAX_GLOBAL_POOL, f"{name}: a map of {inp} is too large for global pooling")
+        return self._add(Record(Kind.GLOBAL_POOL, name, inp.h, inp.w, 1, 0, 1, inp, Shape(1, 1, inp.c), source))
 
     def classifier(self, name: str, classes: int, *, input: int | None = None) -> int:  # noqa: A002
         """Linear layer and softmax cross-entropy over the flattened tensor (h, w, c order); ends the program."""
@@ -265,6 +294,7 @@ class ProgramBuilder:
         return Skip.OPTION_A, option_a_pad
 
     def _add(self, record: Record) -> int:
+        _require(record.theta <= MAX_WEIGHTS, f"{record.name}: {record.theta} weights exceed {MAX_WEIGHTS}")
         _require(len(self.records) < MAX_RECORDS, f"{record.name}: a program holds at most {MAX_RECORDS} records")
         _require(
             not self.records or self.records[-1].kind is not Kind.CLASSIFIER,
@@ -274,7 +304,6 @@ class ProgramBuilder:
         _require(0 < raw <= NAME_BYTES, f"record name {record.name!r} takes {raw} bytes, 1 to {NAME_BYTES} fit")
         self.records.append(record)
         self.shapes.append(record.out)
-        self.t.append(record.t_out)
         return self.last
 
 
@@ -285,10 +314,10 @@ def program_id(program: bytes) -> str:
 
 def _window(name: str, inp: Shape, kernel: tuple[int, int], stride: int, pad: int, cout: int) -> Shape:
     kh, kw = kernel
-    _require(1 <= kh <= 255 and 1 <= kw <= 255, f"{name}: a kernel of {kh}×{kw} is out of range (1…255)")
+    _require(1 <= kh <= 255 and 1 <= kw <= 255, f"{name}: a window of {kh}×{kw} is out of range (1…255)")
     _require(1 <= stride <= 255, f"{name}: stride {stride} is out of range (1…255)")
-    _require(0 <= pad <= 255, f"{name}: padding {pad} is out of range (0…255)")
-    _require(1 <= cout <= 65535, f"{name}: {cout} output channels are out of range")
+    _require(0 <= pad < min(kh, kw), f"{name}: padding {pad} has to be smaller than the {kh}×{kw} window")
+    _require(1 <= cout <= MAX_CHANNELS, f"{name}: {cout} output channels are out of range (1…{MAX_CHANNELS})")
     h, w = (inp.h + 2 * pad - kh) // stride + 1, (inp.w + 2 * pad - kw) // stride + 1
     _require(
         h >= 1 and w >= 1 and inp.h + 2 * pad >= kh and inp.w + 2 * pad >= kw,

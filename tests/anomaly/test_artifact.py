@@ -166,7 +166,7 @@ def test_plane_of_wrong_length_shifts_nothing_silently() -> None:
 
 def test_weights_of_another_program_are_refused() -> None:
     layers = (zero_layer(28, 60, 2), zero_layer(15, 20, 3))
-    with pytest.raises(FormatError, match="'conv1' has 28 weights .* asks for 27"):
+    with pytest.raises(FormatError, match=r"'conv1' has 28 weights .* asks for 27"):
         artifact.pack(dataclasses.replace(small_artifact(), layers=layers))
 
 

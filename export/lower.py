@@ -1,0 +1,283 @@
+"""From a traced graph to a program: one walk over the nodes, each ATen operation in its own small function.
+
+A handler takes the context, the node and its bound arguments, and returns the value the node stands for
+(`values.py`). To support another operation, register a handler in one of the `ops_*` modules; to give advice for one
+that stays unsupported, add a line to `advice.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch.fx import Node
+
+from fedmpq.errors import ModelError
+from fedmpq.export.advice import advice
+from fedmpq.export.problems import Problems, module_path, op_name
+from fedmpq.export.program import MAX_KERNEL, Kind, ProgramBuilder, Shape, fit_name
+from fedmpq.export.state import LayerInit, classifier_state, conv_state
+from fedmpq.export.trace import Graph
+from fedmpq.export.values import Bad, Conv, GlobalMean, MaxOf, Norm, Padded, Shortcut, Sum, Tensor, Value
+
+Handler: TypeAlias = "Callable[[Context, Node, dict[str, Any]], Value | None]"
+
+HANDLERS: dict[str, Handler] = {}
+
+
+def handles(*operations: str) -> Callable[[Handler], Handler]:
+    """Registers a handler for ATen operations, for example "aten.relu"; an in-place twin ("aten.relu_") comes along."""
+
+    def register(handler: Handler) -> Handler:
+        for operation in operations:
+            HANDLERS[operation] = handler
+            HANDLERS[operation + "_"] = handler
+        return handler
+
+    return register
+
+
+@dataclass(frozen=True)
+class Options:
+    """Choices that the graph does not make.
+
+    Attributes:
+        t_out: activation exponent of plain ReLU outputs: 0 covers 0…3σ in u8.
+        t_residual: activation exponent of residual sums, whose values are larger.
+        std: pixel standard deviation by channel in 0…1 that the module expects its input to be divided by; None if
+            the module is untrained, as then only the weights matter.
+    """
+
+    t_out: int = 0
+    t_residual: int = 1
+    std: Sequence[float] | None = None
+
+
+@dataclass
+class Context:
+    """State of one walk over a graph."""
+
+    graph: Graph
+    builder: ProgramBuilder
+    options: Options
+    problems: Problems = field(default_factory=Problems)
+    state: dict[str, LayerInit] = field(default_factory=dict)
+    env: dict[Node, Value | None] = field(default_factory=dict)
+    owners: dict[str, str] = field(default_factory=dict)  # parameter name -> layer that uses it
+
+    def bad(self, node: Node, reason: str, instead: str) -> Bad:
+        """Reports `node` and gives the value that keeps its readers quiet."""
+        self.problems.add(node, reason, instead)
+        return Bad()
+
+    def parameter(self, argument: object) -> tuple[str, torch.Tensor] | None:
+        """Name and value of a parameter, buffer or constant; None if the argument is computed."""
+        return self.graph.tensors.get(argument.name) if isinstance(argument, Node) else None
+
+    def claim(self, node: Node, name: str, layer: str) -> bool:
+        """Takes a parameter for a layer; reports one that a second layer shares."""
+        owner = self.owners.setdefault(name, layer)
+        if owner != layer:
+            self.bad(node, f"parameter {name} already belongs to {owner}", "give each layer parameters of its own")
+        return owner == layer
+
+    def unique(self, name: str) -> str:
+        """A record name that fits the format."""
+        return fit_name(name, [record.name for record in self.builder.records])
+
+    def tensor(self, value: Value | None, node: Node) -> Tensor | None:
+        """The tensor behind a value that `node` reads, or None after reporting why there is none."""
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, GlobalMean):
+            if value.tensor is None:
+                shape = value.source.shape
+                name = self.unique(pool_name(value.node))
+                index = self.builder.pool(
+                    name, Kind.AVG_POOL, (shape.h, shape.w), stride=max(shape.h, shape.w), input=value.source.index
+                )
+                value.tensor = Tensor(index, self.builder.shapes[index], value.source.flat)
+            return value.tensor
+        self._explain(value, node)
+        return None
+
+    def emit_conv(self, norm: Norm, t_out: int, skip: Tensor | Shortcut | None = None) -> Tensor | Bad:
+        """Writes the record of a convolution with its batch-norm, skip and ReLU."""
+        conv = norm.conv
+        source = self.tensor(conv.source, conv.node)
+        if source is None:
+            return Bad()
+        name = self.unique(conv.name)
+        kernel = (conv.weight.shape[2], conv.weight.shape[3])
+        # A linear layer over a small map is a convolution as large as the map; over a larger one it flattens.
+        flatten = conv.linear and (max(kernel) > MAX_KERNEL or source.index == 0)
+        try:
+            index = self.builder.conv(
+                name,
+                conv.cout,
+                1 if flatten else kernel,
+                stride=conv.stride,
+                pad=conv.pad,
+                groups=conv.groups,
+                input=source.index,
+                skip=None if skip is None else (skip.index if isinstance(skip, Tensor) else skip.source.index),
+                option_a_pad=skip.front if isinstance(skip, Shortcut) else None,
+                t_out=t_out,
+                flatten=flatten,
+            )
+        except ModelError as error:
+            return self.bad(conv.node, error.message, "change the layer's sizes")
+        self.state[name] = conv_state(norm, self.options.std if source.index == 0 else None, flatten=flatten)
+        return Tensor(index, self.builder.shapes[index])
+
+    def emit_classifier(self, conv: Conv) -> None:
+        """Writes the last record: a linear layer (or 1×1 convolution on one pixel) whose output leaves the model."""
+        source = conv.source
+        if isinstance(source, GlobalMean) and source.tensor is None:
+            index = self.builder.global_pool(self.unique(pool_name(source.node)), input=source.source.index)
+            found: Tensor | None = Tensor(index, self.builder.shapes[index], flat=True)
+        else:
+            found = self.tensor(source, conv.node)
+        if found is None:
+            return
+        if found.index == 0:
+            self.bad(conv.node, "the classifier reads the image itself", "put a hidden layer before it")
+            return
+        name = self.unique(conv.name)
+        try:
+            self.builder.classifier(name, conv.cout, input=found.index)
+        except ModelError as error:
+            self.bad(conv.node, error.message, "change the layer's sizes")
+            return
+        self.state[name] = classifier_state(conv, found.shape)
+
+    def _explain(self, value: Value | None, reader: Node) -> None:
+        """Reports a pending value that something other than its ReLU reads."""
+        if isinstance(value, MaxOf):
+            value = value.inner
+        if isinstance(value, Conv):
+            what = "linear layer" if value.linear else "convolution"
+            self.bad(
+                value.node,
+                f"the {what} has no batch-norm and ReLU after it",
+                f"follow it with BatchNorm{'1d' if value.linear else '2d'} and ReLU",
+            )
+        elif isinstance(value, Norm):
+            self.bad(
+                value.node,
+                "the batch-norm's output is used without a ReLU, and every tensor of a program is unsigned",
+                "put a ReLU after it",
+            )
+        elif isinstance(value, Sum):
+            self.bad(value.node, "the sum is used without a ReLU after it", "put a ReLU right after the sum")
+        elif isinstance(value, Shortcut | Padded):
+            self.bad(
+                value.node,
+                "subsampling and padding work only as an option-A shortcut or as a convolution's padding",
+                "use F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, p, p)) in a sum, or a strided convolution",
+            )
+        elif not isinstance(value, Bad):
+            self.bad(reader, "it reads something that is no activation", "read the output of a layer")
+
+
+def lower(graph: Graph, builder: ProgramBuilder, options: Options, model: str) -> dict[str, LayerInit]:
+    """Fills `builder` from `graph` and returns each weight layer's initial values by record name.
+
+    Raises:
+        UnsupportedOpError: lists every operation that has no place in a program, with source line and advice.
+    """
+    from fedmpq.export import ops_layers, ops_pool, ops_shape  # noqa: F401 - they register the handlers
+
+    context = Context(graph, builder, options)
+    context.env[graph.input] = Tensor(0, builder.shapes[0])
+    for node in graph.nodes:
+        if node.op == "output":
+            _finish(context, node)
+        else:
+            _visit(context, node)
+    context.problems.raise_if_any(model)
+    return context.state
+
+
+def _visit(context: Context, node: Node) -> None:
+    inputs = [context.env.get(n) for n in node.all_input_nodes]
+    operation = op_name(node)
+    handler = HANDLERS.get(operation)
+    if node.op != "call_function" or handler is None:
+        if _carries_activation(context, node):
+            context.env[node] = context.bad(node, "no record computes this", advice(operation))
+        return
+    if any(isinstance(value, Bad) for value in inputs):
+        context.env[node] = Bad()
+        return
+    arguments = bind(node)
+    try:
+        value = handler(context, node, arguments)
+    except ModelError as error:
+        value = context.bad(node, error.message, "change its sizes")
+    context.env[node] = value
+    if operation.endswith("_") and node.args and isinstance(node.args[0], Node):
+        context.env[node.args[0]] = value  # in place: later readers of the old name see the new value
+
+
+def _carries_activation(context: Context, node: Node) -> bool:
+    """Whether a node without handler touches an activation; unused assertions and size queries do not count."""
+    touches = any(n in context.env for n in node.all_input_nodes) or not node.all_input_nodes
+    return touches and bool(node.users)
+
+
+def _finish(context: Context, node: Node) -> None:
+    outputs = list(node.all_input_nodes)
+    if len(outputs) != 1:
+        context.bad(node, f"the model returns {len(outputs)} tensors", "return the class scores only")
+        return
+    value = context.env.get(outputs[0])
+    if isinstance(value, Conv):
+        context.emit_classifier(value)
+    elif not isinstance(value, Bad):
+        context.bad(
+            outputs[0],
+            "the model does not end in a linear layer",
+            "let forward return the scores of a final nn.Linear(features, classes)",
+        )
+
+
+def bind(node: Node) -> dict[str, Any]:
+    """A node's arguments by the names of the operation's schema, defaults filled in."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return dict(enumerate(node.args))  # type: ignore[arg-type]
+    bound: dict[str, Any] = {}
+    for position, argument in enumerate(schema.arguments):
+        if position < len(node.args):
+            bound[argument.name] = node.args[position]
+        elif argument.name in node.kwargs:
+            bound[argument.name] = node.kwargs[argument.name]
+        else:
+            bound[argument.name] = argument.default_value if argument.has_default_value() else None
+    return bound
+
+
+def out_shape(node: Node) -> tuple[int, ...]:
+    """Shape of a node's output as traced, batch first."""
+    found = node.meta.get("val")
+    return tuple(int(size) for size in found.shape) if isinstance(found, torch.Tensor) else ()
+
+
+def map_shape(value: Value) -> Shape | None:
+    """Shape of the map a value stands for, pending or not; None for pieces of a shortcut."""
+    if isinstance(value, Tensor):
+        return value.shape
+    if isinstance(value, GlobalMean):
+        return Shape(1, 1, value.source.shape.c)
+    return None
+
+
+def pool_name(node: Node) -> str:
+    """A pooling record's name: the module's path, or the function's name within its module."""
+    path = module_path(node)
+    if path and "pool" in path.rsplit(".", 1)[-1]:
+        return path
+    return f"{path}.{node.name}" if path else node.name
