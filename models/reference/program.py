@@ -158,6 +158,8 @@ def _check_record(r: Record, shapes: list[tuple[int, int, int]], classes: int, *
         _check(r.cin == h * w * c and r.cout == classes and r.groups == 1, where, "channels")
         _check(r.kh == r.kw == r.stride == r.h_in == r.w_in == r.h_out == r.w_out == 1, where, "shape")
     else:
+        if r.kind is Kind.CONV and r.h_in == r.w_in == r.kh == r.kw == 1:  # a hidden linear layer flattens its input
+            h, w, c = 1, 1, h * w * c
         _check((r.h_in, r.w_in, r.cin) == (h, w, c), where, "input shape")
         out = ((h + 2 * r.pad - r.kh) // r.stride + 1, (w + 2 * r.pad - r.kw) // r.stride + 1)
         _check((r.h_out, r.w_out) == out and min(out) >= 1 and r.pad < min(r.kh, r.kw), where, "output shape")
@@ -173,7 +175,7 @@ def _check_record(r: Record, shapes: list[tuple[int, int, int]], classes: int, *
     if r.skip_kind is Skip.NONE:
         _check(r.skip == _NO_TENSOR and r.skip_pad_c == 0, where, "skip")
         return
-    _check(0 < r.skip <= r.index, where, "skip tensor")
+    _check(0 < r.skip <= r.index and r.skip != r.input, where, "skip tensor")
     sh, sw, sc = shapes[r.skip]
     if r.skip_kind is Skip.IDENTITY:
         _check((sh, sw, sc) == (r.h_out, r.w_out, r.cout) and r.skip_pad_c == 0, where, "skip shape")

@@ -189,6 +189,7 @@ class ReferenceSession:
     def _conv_forward(self, r: Record, tensors: list[Tensor], saved: dict[int, _Saved], *, training: bool) -> Tensor:
         layer = self.layer(self._position[r.index])
         a = tensors[0] if r.input == 0 else activation.read(tensors[r.input], self.plan.act_bits)
+        a = a.reshape(-1, r.h_in, r.w_in, r.cin)  # a hidden linear layer flattens its input
         acc = conv.forward(a, layer.multiplied, r, self._amax(r) * (2**layer.bits - 1))
         y = sat16(rshift(acc, self._y_shift(r, layer.bits)))
         if training:
@@ -230,7 +231,7 @@ class ReferenceSession:
             spread = conv.to_input(back.e8, layer.multiplied, r, top)
             ke = _headroom(r.kh * r.kw * (r.cout // r.groups), top)
             unit = self.program.exponents[r.input] + 8 - self.plan.act_bits
-            moved = Error(sat16(rshift(spread, ke)), ey + ke - unit)
+            moved = Error(sat16(rshift(spread, ke)).reshape(done.tensors[r.input].shape), ey + ke - unit)
             errors[r.input] = merge(errors[r.input], moved)
         if r.skip_kind is not Skip.NONE:
             skip = activation.skip_error(e, r, done.tensors[r.skip].shape)

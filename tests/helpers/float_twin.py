@@ -58,6 +58,7 @@ def _conv(session: ReferenceSession, r: Record, twin: Twin, exact: list[Tensor])
     else:
         unit = 2.0 ** (exponents[r.input] + 8 - act_bits)
         a = _through(activation.read(exact[r.input], act_bits), twin.tensors[r.input] / unit)
+    a = a.reshape(-1, r.h_in, r.w_in, r.cin)
     acc = F.conv2d(a.permute(0, 3, 1, 2), q.permute(0, 3, 1, 2), None, r.stride, r.pad, 1, r.groups).permute(0, 2, 3, 1)
     k = session._y_shift(r, layer.bits)
     y = acc / 2.0**k

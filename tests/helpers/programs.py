@@ -45,13 +45,21 @@ class Builder:
         t_out: int = 0,
         skip: int | None = None,
         option_a: bool = False,
+        flatten: bool = False,
     ) -> int:
         pad = kernel // 2 if pad is None else pad
-        cin = self.shapes[source][2]
+        if flatten:
+            height, width, channels = self.shapes[source]
+            source_shape = (1, 1, height * width * channels)
+        else:
+            source_shape = self.shapes[source]
+        cin = source_shape[2]
         kind = NONE if skip is None else OPTION_A if option_a else IDENTITY
         skip_pad = (cout - self.shapes[skip][2]) // 2 if skip is not None and option_a else 0
         self.layers.append(("conv", cout, kernel, kernel, cin // groups))
-        return self._add(CONV, name, source, (kernel, kernel, stride, pad), cout, groups, t_out, kind, skip, skip_pad)
+        return self._add(
+            CONV, name, source, (kernel, kernel, stride, pad), cout, groups, t_out, kind, skip, skip_pad, source_shape
+        )
 
     def max_pool(self, name: str, source: int, kernel: int = 2, stride: int = 2, pad: int = 0) -> int:
         return self._add(MAX_POOL, name, source, (kernel, kernel, stride, pad), self.shapes[source][2])
@@ -93,8 +101,9 @@ class Builder:
         skip_kind: int = NONE,
         skip: int | None = None,
         skip_pad: int = 0,
+        source_shape: tuple[int, int, int] | None = None,
     ) -> int:
-        height, width, cin = self.shapes[source]
+        height, width, cin = source_shape or self.shapes[source]
         kh, kw, stride, pad = window
         out_h, out_w = (height + 2 * pad - kh) // stride + 1, (width + 2 * pad - kw) // stride + 1
         self.records.append(
@@ -152,10 +161,13 @@ def resnet(
     return net
 
 
-def variety(size: tuple[int, int, int] = (12, 10, 3), classes: int = 7, *, flat: bool = False) -> Builder:
-    """A program with every op: groups, depthwise, 1×1 and 5×5, all pools, three readers, a hidden linear layer.
+def variety(
+    size: tuple[int, int, int] = (12, 10, 3), classes: int = 7, *, flat: bool = False, linear: bool = False
+) -> Builder:
+    """A program with every op: groups, depthwise, 1×1 and 5×5, all pools, three readers, a hidden layer.
 
-    With `flat` the classifier reads a map of several positions, row-major, instead of the hidden layer.
+    The hidden layer reads a global pool, with `linear` a flattened map; with `flat` the classifier reads a map of
+    several positions after an average pool whose windows overlap.
     """
     net = Builder(*size, classes, crop_pad=2, mean=(120, 130, 110))
     stem = net.conv("stem", 0, 8, kernel=5)
@@ -164,13 +176,16 @@ def variety(size: tuple[int, int, int] = (12, 10, 3), classes: int = 7, *, flat:
     grouped = net.conv("grouped", stem, 12, groups=2, stride=2)
     pooled = net.max_pool("max", mixed, kernel=3, stride=2, pad=1)
     joined = net.conv("joined", pooled, 12, kernel=1, skip=grouped, t_out=1)
+    if flat:
+        averaged = net.avg_pool("avg", joined, kernel=3, stride=2)
+        net.classifier("fc", net.conv("reduced", averaged, 20, kernel=1, t_out=1))
+        return net
     averaged = net.avg_pool("avg", joined, kernel=2, stride=3)
     reduced = net.conv("reduced", averaged, 20, kernel=1, t_out=1)
-    if flat:
-        net.classifier("fc", reduced)
+    if linear:
+        net.classifier("fc", net.conv("hidden", reduced, 24, kernel=1, flatten=True))
         return net
-    hidden = net.conv("hidden", net.global_pool("pool", reduced), 24, kernel=1)
-    net.classifier("fc", hidden)
+    net.classifier("fc", net.conv("hidden", net.global_pool("pool", reduced), 24, kernel=1))
     return net
 
 
