@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -136,6 +137,20 @@ def test_a_download_of_the_wrong_content_is_refused_and_leaves_nothing(server, t
     with pytest.raises(DataError, match="not the published file of 6 bytes"):
         download((remote_of(url, b"right!"),), tmp_path / "d", silent)
     assert list((tmp_path / "d").iterdir()) == []
+
+
+def test_a_download_stops_reading_when_it_is_too_long(server, tmp_path):
+    url, folder = server
+    (folder / "file.bin").write_bytes(bytes(4_000_000))
+    received = []
+
+    @contextmanager
+    def report(description, total):
+        yield received.append
+
+    with pytest.raises(DataError, match="not the published file"):
+        download((remote_of(url, b"right!"),), tmp_path / "d", report)
+    assert sum(received) < 1_000_000
 
 
 def test_a_missing_file_and_a_dead_server_are_told(server, tmp_path):
