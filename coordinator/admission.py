@@ -5,38 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from fedmpq.coordinator import policy
 from fedmpq.coordinator.policy import Allotment, Bits, Situation
+from fedmpq.edge_runtime import trainer
 from fedmpq.edge_runtime.protocol import MAX_BITS, Profile, Settings
 from fedmpq.errors import BudgetError
-
-if TYPE_CHECKING:
-    from fedmpq.edge_runtime import core
 
 PlanBytes = Callable[[Bits], int]
 
 
-def planner_of(program: core.Program, settings: Settings) -> PlanBytes:
+def planner_of(program: bytes, settings: Settings) -> PlanBytes:
     """Arena bytes of a plan by the core's planner, the same one the devices use; remembers what it was asked."""
     from fedmpq.edge_runtime import core
 
+    parsed = core.Program(program)
+
     @lru_cache(maxsize=65536)
     def plan_bytes(bits: Bits) -> int:
-        plan = core.Plan(
-            bits=bits,
-            batch=settings.batch,
-            micro_batch=settings.micro_batch,
-            act_bits=settings.act_bits,
-            guard=settings.guard,
-            momentum=settings.momentum,
-            crop=settings.crop,
-            flip=settings.flip,
-            decay_bn=settings.decay_bn,
-            recompute=settings.recompute,
-        )
-        return core.plan_memory(program, plan).total
+        return int(core.plan_memory(parsed, trainer.core_plan(core, settings, bits)).total)
 
     return plan_bytes
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from fedmpq.edge_runtime import core
+from fedmpq.edge_runtime import artifact
+
+#: Bytes of a program's header and of each of its records.
+_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -76,22 +79,21 @@ class Layout:
         return sum(n * layer.theta for n, layer in zip(bits, self.layers, strict=True)) / sum(self.thetas)
 
 
-def of_program(program: core.Program) -> Layout:
-    """The layout of a parsed program."""
+def of_program(program: bytes) -> Layout:
+    """The layout of a program's bytes; FormatError if they are none."""
     layers = []
-    for weight in program.weight_layers:
-        record = program.records[weight.record]
-        fan_in = weight.theta // weight.rows
+    for weight in artifact.weight_shapes(program):
+        at = _BLOCK + _BLOCK * weight.record
+        (source,) = struct.unpack_from("<H", program, at + 22)
         layers.append(
             LayerShape(
                 record=weight.record,
                 name=weight.name,
-                is_conv=record.kind == 1,
+                is_conv=program[at] == 1,
                 theta=weight.theta,
                 channels=weight.channels,
-                fan_in=fan_in,
-                reads_pixels=record.input == 0,
+                fan_in=weight.theta // weight.channels,
+                reads_pixels=source == 0,
             )
         )
-    sha = program.sha256
-    return Layout(sha if isinstance(sha, str) else bytes(sha).hex(), tuple(layers))
+    return Layout(hashlib.sha256(program).hexdigest(), tuple(layers))

@@ -190,7 +190,9 @@ def largest_fit(
         bits = policy(here)
         needed = plan_bytes(bits)
         if needed <= limit:
-            return Allotment(bits, budget16, needed)
+            # What a policy leaves over is not part of the budget: b_k weighs the client's update (eq. 15).
+            used16 = -(-UNIT * sum(n * t for n, t in zip(bits, here.thetas, strict=True)) // sum(here.thetas))
+            return Allotment(bits, min(budget16, -(-used16 // step16) * step16), needed)
     floor = Situation(situation.thetas, [1] * len(situation.thetas), UNIT, (), situation.noise)
     needed = plan_bytes(policy(floor))
     raise BudgetError(

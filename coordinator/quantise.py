@@ -85,7 +85,8 @@ def quantise(
         drop = max(0, denominator.bit_length() - 31)
         threshold = ((remainder >> drop) << 24) // max(1, denominator >> drop)
         q = q + ((fixed.random_words(key, weights.size) >> np.uint32(8)).astype(np.int64) < threshold)
-    return (np.sign(weights) * np.minimum(q, levels)).astype(np.int16)
+    signed: I64 = np.sign(weights) * np.minimum(q, levels)
+    return signed.astype(np.int16)
 
 
 def dequantise(q: NDArray[np.int16], step: Fx) -> I64:

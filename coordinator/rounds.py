@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from fedmpq.coordinator import aggregate, updates
@@ -17,8 +17,9 @@ from fedmpq.coordinator.config import fx_of
 from fedmpq.coordinator.fixed import div, mul, norm
 from fedmpq.coordinator.global_model import GlobalModel
 from fedmpq.coordinator.journal import Row, ints
+from fedmpq.coordinator.policy import Allotment
 from fedmpq.coordinator.run_state import RunState, mean_bits_of
-from fedmpq.edge_runtime import protocol
+from fedmpq.edge_runtime import protocol, topics
 from fedmpq.errors import BudgetError, RoundError
 
 #: Judges a global model: (model, bits per label) -> metrics. See evaluate.
@@ -76,64 +77,53 @@ def configure(run: RunState, row: Row) -> None:
     config, now = run.config, run.clock()
     allot = run.allotter(row)
     mean_bits = ints(row["mean_bits"]) or None
-    chosen = []
+    chosen: dict[str, Allotment] = {}
+    refused: dict[str, str] = {}
     for assignment in run.assignments(row["round"]):
         device = run.device(assignment["device"])
         assert device is not None
         try:
-            allotment = allot(
+            chosen[device["device"]] = allot(
                 device["limit_bytes"] - device["extra_bytes"],
                 config.cap16(device["device"]),
                 mean_bits,
                 ints(device["fallen"]),
             )
         except BudgetError as error:
-            chosen.append((assignment, None, str(error)))
-            continue
-        chosen.append((assignment, allotment, ""))
-    raw = {
-        a["device"]: _raw_weight(config.weighting, a["samples"], allotment.budget16)
-        for a, allotment, _ in chosen
-        if allotment
-    }
+            refused[device["device"]] = error.message
+    samples = {a["device"]: a["samples"] for a in run.assignments(row["round"])}
+    raw = {name: _raw_weight(config.weighting, samples[name], a.budget16) for name, a in chosen.items()}
     shift = aggregate.weight_shift(raw.values())
     deadline = now + config.deadline_s
     with run.journal.transaction() as journal:
-        for assignment, allotment, problem in chosen:
-            key = {"round": row["round"], "device": assignment["device"]}
-            if allotment is None:
-                journal.set_fields("assignments", key, {"state": "refused", "reason": "budget", "detail": problem})
-                continue
-            plan = plan_message(run, row, assignment["device"], allotment.bits, allotment.planned_bytes, deadline)
-            encoded = protocol.encode(plan)
+        for name, problem in refused.items():
+            fields: Row = {"state": "refused", "reason": "budget", "detail": problem}
+            journal.set_fields("assignments", {"round": row["round"], "device": name}, fields)
+        for name, allotment in chosen.items():
+            plan = protocol.encode(plan_message(run, row, name, allotment, deadline))
             journal.set_fields(
                 "assignments",
-                key,
+                {"round": row["round"], "device": name},
                 {
                     "state": "assigned",
                     "budget16": allotment.budget16,
-                    "weight": aggregate.scaled_weight(raw[assignment["device"]], shift),
+                    "weight": aggregate.scaled_weight(raw[name], shift),
                     "bits": list(allotment.bits),
                     "planned_bytes": allotment.planned_bytes,
-                    "plan": encoded,
-                    "plan_sha": protocol.digest(encoded),
+                    "plan": plan,
+                    "plan_sha": protocol.digest(plan),
                 },
             )
-        journal.set_fields(
-            "rounds",
-            {"round": row["round"]},
-            {"phase": "collect", "deadline_at": deadline, "weight_shift": shift},
-        )
+        fields = {"phase": "collect", "deadline_at": deadline, "weight_shift": shift}
+        journal.set_fields("rounds", {"round": row["round"]}, fields)
         journal.event(now, "configured", row["round"], detail=f"{len(raw)} plans")
     run.traffic.clear()
 
 
-def plan_message(
-    run: RunState, row: Row, device: str, bits: Sequence[int], planned_bytes: int, deadline: float
-) -> protocol.PlanMessage:
+def plan_message(run: RunState, row: Row, device: str, allotment: Allotment, deadline: float) -> protocol.PlanMessage:
     """What one device is told to train."""
     config = run.config
-    layers = run.serving(row).prepare(bits)
+    layers = run.serving(row).prepare(allotment.bits)
     total = norm(sum(run.layout.thetas), 0)
     lasso = tuple(mul(fx_of(config.lasso), div(norm(theta, 0), total)) for theta in run.layout.thetas)
     return protocol.PlanMessage(
@@ -151,7 +141,7 @@ def plan_message(
         momentum_q15=config.momentum_q15 if config.momentum else 0,
         lasso=lasso if config.lasso else (),
         eps_q16=round(config.prune_density * 65536),
-        planned_bytes=planned_bytes,
+        planned_bytes=allotment.planned_bytes,
         sent_ms=int(run.clock() * 1000),
         deadline_ms=int(deadline * 1000),
     )
@@ -230,7 +220,7 @@ def aggregate_round(run: RunState, row: Row) -> None:
 def add_update(run: RunState, total: aggregate.PartialSum, assignment: Row, row: Row) -> None:
     """Counts one stored update in a partial sum."""
     serving = run.serving(row)
-    manifest = protocol.decode(protocol.topics.UPDATE, assignment["manifest"])
+    manifest = protocol.decode(topics.UPDATE, assignment["manifest"])
     assert isinstance(manifest, protocol.Update)
     blobs = updates.unpack_file(run.layout, manifest.layers, run.blobs.get(assignment["pack"]))
     contents = updates.read_contents(run.layout, manifest.layers, blobs.__getitem__)
@@ -244,7 +234,7 @@ def adjust(run: RunState, row: Row) -> None:
     # The new model and means are those the next round will start from.
     allot = run.allotter({**row, "base_model": row["next_model"]})
     mean_bits = ints(row["next_bits"])
-    changes = []
+    changes: list[tuple[str, Row]] = []
     for device in run.journal.rows("SELECT * FROM devices WHERE admission='admitted' ORDER BY device"):
         try:
             allotment = allot(
@@ -256,11 +246,12 @@ def adjust(run: RunState, row: Row) -> None:
         except BudgetError as error:
             changes.append((device["device"], {"admission": "refused", "reason": "budget", "detail": str(error)}))
             continue
-        fields = {"bits": list(allotment.bits), "budget16": allotment.budget16}
-        changes.append((device["device"], {**fields, "planned_bytes": allotment.planned_bytes}))
+        fields: Row = {"bits": list(allotment.bits), "budget16": allotment.budget16}
+        fields["planned_bytes"] = allotment.planned_bytes + device["extra_bytes"]
+        changes.append((device["device"], fields))
     with run.journal.transaction() as journal:
-        for name, fields in changes:
-            journal.set_fields("devices", {"device": name}, fields)
+        for name, values in changes:
+            journal.set_fields("devices", {"device": name}, values)
         journal.set_fields("rounds", {"round": row["round"]}, {"phase": "evaluate"})
 
 

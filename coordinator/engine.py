@@ -1,0 +1,53 @@
+"""The two engines that can train and judge in this process: the C core and the PyTorch reference.
+
+Both give the same bits. The trainer takes a module-like object with `Plan`, `LayerState` and `Hyper`, and a session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedmpq.edge_runtime.protocol import Settings
+from fedmpq.edge_runtime.trainer import core_plan
+from fedmpq.errors import ConfigError
+
+ENGINES = ("core", "torch")
+
+
+class Engine:
+    """Opens sessions of one engine on one program.
+
+    Args:
+        name: "core" or "torch".
+        program: the program's bytes.
+
+    Attributes:
+        api: the engine's `Plan`, `LayerState`, `Hyper`.
+    """
+
+    def __init__(self, name: str, program: bytes) -> None:
+        self.name = name
+        self.program = program
+        self.api: Any
+        if name == "core":
+            from fedmpq.edge_runtime import core
+
+            self.api = core
+            self._parsed: Any = core.Program(program)
+        elif name == "torch":
+            from fedmpq.models import reference
+
+            self.api = reference
+            self._parsed = program
+        else:
+            raise ConfigError(f"unknown engine {name!r}", f"one of {', '.join(ENGINES)}")
+
+    def plan(self, settings: Settings, bits: Sequence[int]) -> Any:
+        """A plan of this engine."""
+        return core_plan(self.api, settings, bits)
+
+    def session(self, settings: Settings, bits: Sequence[int]) -> Any:
+        """A new session; its layers are not loaded yet."""
+        make = self.api.Session if self.name == "core" else self.api.ReferenceSession
+        return make(self._parsed, self.plan(settings, bits))

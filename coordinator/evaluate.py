@@ -1,0 +1,72 @@
+"""Judging a global model: quantised as a device would get it, on images no device trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from fedmpq.coordinator import planes
+from fedmpq.coordinator.config import RunConfig
+from fedmpq.coordinator.engine import Engine
+from fedmpq.coordinator.global_model import GlobalModel
+from fedmpq.errors import DataError
+
+
+class Images(Protocol):
+    """Labelled images: an `edge_runtime.shard.Shard`, for example."""
+
+    count: int
+    shape: tuple[int, int, int]
+    classes: int
+
+    def images(self, start: int, stop: int) -> memoryview:
+        """Images start..stop-1 as bytes."""
+
+    def labels(self, start: int, stop: int) -> memoryview:
+        """Labels start..stop-1 as uint16."""
+
+
+class TestSet:
+    """Evaluates global models on a fixed set of images (`rounds.Evaluator`).
+
+    Args:
+        engine: what computes.
+        config: activation bits, batch and scale.
+        samples: the images.
+    """
+
+    __test__ = False  # not a pytest class
+
+    def __init__(self, engine: Engine, config: RunConfig, samples: Images) -> None:
+        if samples.count < 1:
+            raise DataError("the test set is empty")
+        self.engine = engine
+        self.config = config
+        self.samples = samples
+
+    def __call__(self, model: GlobalModel, targets: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+        """Accuracy (percent) and loss (nat) for each label's bits per layer."""
+        return {label: {**self.judge(model, bits), "bits": list(bits)} for label, bits in targets.items()}
+
+    def judge(self, model: GlobalModel, bits: Sequence[int]) -> dict[str, Any]:
+        """Accuracy and loss at one set of bit-widths, with running statistics."""
+        session = self.engine.session(self.config.settings, bits)
+        guard = self.config.guard
+        for index, n in enumerate(bits):
+            scale = "mse" if self.config.scale == "mse" else "max"
+            layer = planes.pack(model.layer_state(index, n, self.config.act_bits, scale=scale))  # type: ignore[arg-type]
+            sign, *magnitudes = layer.planes
+            stored = (sign, *(bytes(len(sign)) for _ in range(guard)), *magnitudes)
+            session.load(index, self.engine.api.LayerState(n, guard, layer.step, stored, layer.params))
+        loss = correct = count = 0
+        batch = self.config.batch
+        for start in range(0, self.samples.count, batch):
+            stop = min(start + batch, self.samples.count)
+            stats = session.evaluate(self.samples.images(start, stop), self.samples.labels(start, stop))
+            loss, correct, count = loss + stats.loss_q16, correct + stats.correct, count + stats.count
+        return {
+            "accuracy": round(100 * correct / count, 4),
+            "loss": round(loss / 65536 / count, 6),
+            "correct": correct,
+            "count": count,
+        }
