@@ -55,7 +55,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_stop(image_files, write_
 def test_a_wrapping_folder_and_hidden_files_are_ignored(image_files, write_zip):
     files = {f"archive/{name}": content for name, content in image_files().items()}
     files |= {
-        "__MACOSX/archive/train/cat/._000.png": b"x",
+        "__MACOSX/archive/train/cat/000.png": b"x",
         "archive/.DS_Store": b"x",
         "archive/train/cat/notes.txt": b"x",
     }

@@ -54,16 +54,16 @@ def test_read_returns_what_was_written(tmp_path, count, shape, classes, seed, na
 
 
 def test_the_layout_is_the_documented_one(tmp_path):
-    content = make(tmp_path / "a.shard", count=40).read_bytes()
+    content = make(tmp_path / "a.shard", count=17).read_bytes()
     assert content[:8] == b"FMPQSHRD"
-    assert struct.unpack_from("<HHIHHHH", content, 8) == (1, 0, 40, 3, 2, 2, 4)
+    assert struct.unpack_from("<HHIHHHH", content, 8) == (1, 0, 17, 3, 2, 2, 4)
     assert content[24:40] == b"\x10\x20" + bytes(14)
     assert struct.unpack_from("<Q", content, 40) == (len(content),)
     assert content[64:96] == hashlib.sha256(content[:64] + bytes(32) + content[96:]).digest()
     assert content[96:128] == b"tiny" + bytes(28)
-    assert struct.unpack_from("<40H", content, 128) == (0, 1, 2, 3) * 10
-    assert not any(content[208:256])
-    assert content[256:] == bytes(range(12)) * 40
+    assert struct.unpack_from("<17H", content, 128) == (*(0, 1, 2, 3) * 4, 0)
+    assert not any(content[162:192])
+    assert content[192:] == bytes(range(12)) * 17
 
 
 def test_every_truncation_is_refused(tmp_path):
