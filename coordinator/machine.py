@@ -267,6 +267,8 @@ class Machine:
 
     def _refusal(self, device: str, refusal: protocol.Refusal, payload: bytes) -> list[Outgoing]:
         run = self.run
+        if refusal.round == 0 and refusal.run == run.config.run:
+            return self._complaint(device, refusal, payload)
         row, assignment, problem = self._owed(device, refusal.run, refusal.round)
         if problem:
             return [self._ack(device, refusal.round, "refusal", payload, *problem)]
@@ -289,6 +291,17 @@ class Machine:
             )  # fmt: skip
             journal.verdict(run.clock(), row["round"], device, "refusal", ref, "accepted", detail)
         return [self._ack(device, refusal.round, "refusal", payload, "", "")]
+
+    def _complaint(self, device: str, refusal: protocol.Refusal, payload: bytes) -> list[Outgoing]:
+        """A device that cannot take part at all: wrong data, or a program its core does not read."""
+        run = self.run
+        fields: Row = {"admission": "refused", "reason": refusal.reason or "refused", "detail": refusal.detail}
+        with run.journal.transaction() as journal:
+            if run.device(device) is None:
+                journal.add_row("devices", {"device": device})
+            journal.set_fields("devices", {"device": device}, fields)
+            journal.verdict(run.clock(), 0, device, "refusal", protocol.digest(payload), "accepted", refusal.detail)
+        return [self._ack(device, 0, "refusal", payload, "", "")]
 
     # --- updates ------------------------------------------------------------------------------------------------------
 

@@ -100,7 +100,7 @@ def configure(run: RunState, row: Row) -> None:
             fields: Row = {"state": "refused", "reason": "budget", "detail": problem}
             journal.set_fields("assignments", {"round": row["round"], "device": name}, fields)
         for name, allotment in chosen.items():
-            plan = protocol.encode(plan_message(run, row, name, allotment, deadline))
+            plan = plan_message(run, row, name, allotment, deadline)
             journal.set_fields(
                 "assignments",
                 {"round": row["round"], "device": name},
@@ -110,8 +110,8 @@ def configure(run: RunState, row: Row) -> None:
                     "weight": aggregate.scaled_weight(raw[name], shift),
                     "bits": list(allotment.bits),
                     "planned_bytes": allotment.planned_bytes,
-                    "plan": plan,
-                    "plan_sha": protocol.digest(plan),
+                    "plan": protocol.encode(plan),
+                    "plan_sha": plan.identity,
                 },
             )
         fields = {"phase": "collect", "deadline_at": deadline, "weight_shift": shift}

@@ -31,9 +31,7 @@ def train(engine: Engine, plan: PlanMessage, blobs: Mapping[str, bytes], samples
     """Trains one plan from its start blobs; the same bits wherever it runs."""
     session = engine.session(plan.settings, plan.bits)
     trainer.load_layers(engine.api, session, plan, blobs.__getitem__)
-    progress = trainer.Progress()
-    for progress in trainer.train_local(engine.api, session, plan, samples):
-        pass
+    *_, progress = (trainer.Progress(), *trainer.train_local(engine.api, session, plan, samples))
     layers = trainer.finish(session, plan)
     return Trained(layers, progress, int(getattr(session, "measured_bytes", plan.planned_bytes)))
 
@@ -95,7 +93,7 @@ class VirtualDevice:
         """One message of the coordinator; returns the answers."""
         message = protocol.decode(kind, payload)
         if isinstance(message, PlanMessage):
-            return self._take_plan(message, protocol.digest(payload))
+            return self._take_plan(message, message.identity)
         if isinstance(message, chunks.Chunk):
             return self._take_chunk(message)
         if isinstance(message, protocol.Need):

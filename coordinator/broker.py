@@ -1,0 +1,226 @@
+"""The broker a coordinator runs for itself: Mosquitto as a child process, or amqtt where there is no Mosquitto.
+
+Both listen in plain text, on the loopback interface unless told otherwise, and keep retained state and sessions on disk
+at once (`autosave_on_changes`: with the default, a killed Mosquitto forgets acknowledged messages). Correctness never
+rests on the broker; its persistence only saves devices a repeat.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fedmpq.errors import NetworkError, StateError
+
+START_TIMEOUT_S = 10.0
+_CONFIG = """\
+# Written by `fedmpq coordinator serve`; changes are overwritten.
+listener {port} {host}
+allow_anonymous true
+persistence true
+persistence_location {directory}/
+autosave_on_changes true
+autosave_interval 1
+max_queued_messages 10000
+max_inflight_messages 64
+message_size_limit 262144
+log_dest file {directory}/mosquitto.log
+log_type error
+log_type warning
+log_type notice
+user {user}
+"""
+
+
+def find_mosquitto() -> str | None:
+    """The Mosquitto program, also where only root's PATH would find it."""
+    return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin")
+
+
+class ManagedBroker:
+    """A broker as a child process.
+
+    A broker that survived a killed coordinator on the same directory and port is taken over, with its sessions.
+
+    Args:
+        directory: for its configuration, log and persistent state.
+        host: interface to listen on.
+        port: TCP port; 0 picks a free one.
+        kind: "auto", "mosquitto" or "amqtt".
+        warn: receives one line where the fallback is used or the interface is not loopback.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 1883,
+        kind: str = "auto",
+        warn: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.directory = directory
+        self.host = host
+        self.port = port or _free_port(host)
+        self._warn = warn
+        self._process: subprocess.Popen[bytes] | None = None
+        self._adopted = 0
+        self._restarts = 0
+        self._last_start = 0.0
+        program = find_mosquitto() if kind in {"auto", "mosquitto"} else None
+        if kind == "mosquitto" and program is None:
+            raise NetworkError("there is no mosquitto program on this machine", "apt-get install mosquitto")
+        self._program = program
+        self.kind = "mosquitto" if program else "amqtt"
+        if kind == "auto" and program is None:
+            warn("no mosquitto found: using the built-in amqtt broker, for trying out only (apt-get install mosquitto)")
+        if host not in {"127.0.0.1", "localhost", "::1"}:
+            warn(f"the broker on {host}:{self.port} takes anyone, in plain text: use it on a trusted network only")
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104
+        return f"mqtt://{host}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id, 0 if it is not running."""
+        if self._process is not None and self._process.poll() is None:
+            return self._process.pid
+        return self._adopted if self._adopted and _runs_with(self._adopted, self._config_path) else 0
+
+    @property
+    def _config_path(self) -> Path:
+        return self.directory / f"{self.kind}.conf"
+
+    def start(self) -> None:
+        """Starts the broker and waits until it takes connections.
+
+        Raises:
+            NetworkError: the port is taken, or the broker ends at once (its last line is quoted).
+        """
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            directory = self.directory.absolute()
+            config = _CONFIG.format(port=self.port, host=self.host, directory=directory, user=getpass.getuser())
+            pid_file = directory / "broker.pid"
+            old = int(pid_file.read_text()) if pid_file.is_file() and pid_file.read_text().isdigit() else 0
+            same = self._config_path.is_file() and self._config_path.read_text() == config
+            if old and same and _runs_with(old, self._config_path):
+                self._adopted = old
+                self._wait_until_open()
+                return
+            _check_port(self.host, self.port)
+            self._config_path.write_text(config)
+            with (directory / "broker.out").open("wb") as out:
+                self._process = subprocess.Popen(
+                    self._command(), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                )
+            pid_file.write_text(str(self._process.pid))
+        except OSError as error:
+            raise StateError(f"the broker's directory {self.directory} cannot be used: {error.strerror}") from None
+        self._last_start = time.monotonic()
+        self._wait_until_open()
+
+    def ensure(self) -> bool:
+        """Restarts a broker that has died; True if it did. At most one try a second."""
+        if self.pid or time.monotonic() - self._last_start < 1.0:
+            return False
+        self._restarts += 1
+        self._last_start = time.monotonic()
+        self._warn(f"the broker has ended, starting it again ({self._restarts})")
+        try:
+            self.start()
+        except NetworkError as error:
+            self._warn(str(error))
+        return True
+
+    def stop(self) -> None:
+        """Ends the broker and waits for it."""
+        pid = self.pid
+        if not pid:
+            return
+        os.kill(pid, signal.SIGTERM)
+        if self._process is not None:
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        else:
+            for _ in range(100):
+                if not _runs_with(pid, self._config_path):
+                    break
+                time.sleep(0.05)
+            self._adopted = 0
+        (self.directory / "broker.pid").unlink(missing_ok=True)
+
+    def _command(self) -> list[str]:
+        path = str(self._config_path.absolute())
+        if self._program is not None:
+            return [self._program, "-c", path]
+        module = "fedmpq.coordinator.builtin_broker"
+        return [sys.executable, "-m", module, self.host, str(self.port), path]
+
+    def _wait_until_open(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        host = self.url.removeprefix("mqtt://").rpartition(":")[0]
+        while time.monotonic() < deadline:
+            if not self.pid:
+                raise NetworkError(
+                    f"the broker ended at once: {self._last_words()}", f"see {self.directory}, or give --broker URL"
+                )
+            try:
+                socket.create_connection((host, self.port), timeout=0.5).close()
+            except OSError:
+                time.sleep(0.05)
+                continue
+            return
+        raise NetworkError(f"the broker does not listen on {self.host}:{self.port} after {START_TIMEOUT_S:g} s")
+
+    def _last_words(self) -> str:
+        for name in ("mosquitto.log", "broker.out"):
+            path = self.directory / name
+            lines = path.read_text(errors="replace").split("\n") if path.is_file() else []
+            spoken = [line.strip() for line in lines if line.strip()]
+            if spoken:
+                return spoken[-1][:200]
+        return "it said nothing"
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise NetworkError(
+                f"port {port} on {host} cannot be used: {error.strerror}",
+                "choose another with --port, or use the broker that is there with --broker URL",
+            ) from None
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _runs_with(pid: int, config: Path) -> bool:
+    """Whether process `pid` is alive and was started with this configuration file."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return str(config.absolute()).encode() in command

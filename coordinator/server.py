@@ -1,0 +1,81 @@
+"""A `Machine` on a transport: one thread, one loop, nothing that a restart would miss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+from fedmpq.coordinator.machine import Machine, Outgoing
+from fedmpq.edge_runtime.topics import Topics
+from fedmpq.edge_runtime.transport import Connected, Disconnected, Incoming, Transport, Will
+from fedmpq.errors import NetworkError, ProtocolError
+
+#: Seconds between looks at the clock; a tick costs a few reads of the journal.
+TICK_S = 0.1
+
+
+class Server:
+    """Feeds a machine from a transport.
+
+    Args:
+        machine: the coordinator.
+        transport: not connected yet.
+        fleet: whose topics these are.
+        say: receives lines for the operator.
+    """
+
+    def __init__(
+        self, machine: Machine, transport: Transport, fleet: str, say: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.machine = machine
+        self.transport = transport
+        self.topics = Topics(fleet)
+        self._say = say
+        self._next_tick = 0.0
+
+    def connect(self, timeout_s: float = 10.0) -> None:
+        """Connects; the broker publishes the coordinator's end if it vanishes. NetworkError if it cannot."""
+        will = Will(self.topics.coord_state, self.machine.coord_state(online=False))
+        self.transport.connect(self.topics.for_coordinator(), will, timeout_s)
+
+    def step(self, timeout_s: float = TICK_S) -> None:
+        """Handles what has come, waiting up to `timeout_s` for it, and moves the round on."""
+        event = self.transport.poll(timeout_s)
+        while event is not None:
+            if isinstance(event, Connected):
+                self.send(self.machine.birth())
+            elif isinstance(event, Disconnected):
+                if event.final:
+                    raise NetworkError(f"the coordinator lost its broker: {event.reason}", "is a second one running?")
+                self._say(f"broker lost ({event.reason}), reconnecting")
+            elif isinstance(event, Incoming):
+                self._receive(event)
+            if monotonic() >= self._next_tick:
+                break
+            event = self.transport.poll(0.0)
+        self._next_tick = monotonic() + TICK_S
+        self.send(self.machine.tick())
+
+    def send(self, messages: Sequence[Outgoing]) -> None:
+        """Publishes; what gets lost is asked for again by its receiver."""
+        for message in messages:
+            if message.device is None:
+                topic = self.topics.prefix + message.kind
+            else:
+                topic = self.topics.device(message.device, message.kind)
+            self.transport.publish(topic, message.payload, retain=message.retain)
+
+    def close(self) -> None:
+        """Tells the fleet and disconnects."""
+        state = self.machine.coord_state(online=False)
+        self.transport.publish(self.topics.coord_state, state, retain=True)
+        self.transport.close()
+
+    def _receive(self, event: Incoming) -> None:
+        try:
+            route = self.topics.parse(event.topic)
+        except ProtocolError as error:
+            self._say(error.message)
+            return
+        if route.device is not None:
+            self.send(self.machine.handle(route.kind, route.device, event.payload))
