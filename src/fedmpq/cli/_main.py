@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -91,7 +90,6 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; the one place where errors are caught."""
     try:
         code = root.main(arguments, prog_name="fedmpq", standalone_mode=False)
-        sys.stdout.flush()
     except FedmpqError as error:
         return _fail(arguments, error.message, error.hint, error.exit_code, type(error).__name__)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -111,10 +109,6 @@ def run(arguments: list[str]) -> int:
             raise
         missing = MissingExtraError(package, _EXTRA_OF[package])
         return _fail(arguments, missing.message, missing.hint, missing.exit_code, type(missing).__name__)
-    except BrokenPipeError:
-        # The reader went away, as with `| head`; keep the interpreter from complaining when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(arguments, f"{where}{error.strerror or error}", "", 1, type(error).__name__)

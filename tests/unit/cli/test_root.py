@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import click
 import pytest
@@ -202,3 +204,9 @@ def test_a_reader_that_goes_away_is_no_error():
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_the_readme_lists_the_exit_codes():
+    readme = Path(__file__).parents[3] / "README.md"
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", readme.read_text(), re.MULTILINE)
+    assert {int(code): meaning for code, meaning in rows} == EXIT_CODES
