@@ -1,0 +1,175 @@
+/* The session's layout and the helpers that the core's files share. */
+#ifndef FMPQ_INTERNAL_H
+#define FMPQ_INTERNAL_H
+#include "fx.h"
+#include "kernels.h"
+#include <string.h>
+
+#define FMPQ_NONE 0xffffffffu
+#define FMPQ_MAX_TAPS 49
+
+/* Where each record's data lie in the arena (byte offsets, FMPQ_NONE when absent). */
+typedef struct fmpq_slots {
+    /* state */
+    uint32_t planes, params, velocity, velocity_exp, velocity_bn, sums, sums_bn, coef;
+    /* step */
+    uint32_t xhat, y16, stream;
+    uint32_t e_out, e_in;            /* error of the output; error to the main input before merging */
+    uint32_t work_f, work_b0, work_b1, work_b2;
+    uint8_t stream_in_backward;      /* the stream buffer is still alive in the backward pass */
+    uint8_t e_in_merges;             /* 1: e_in merges into the error of the input tensor, which exists; 2: a pending option-A error merges into e_in */
+    uint8_t skip_merges;             /* 1: the skip's error exists: e_out merges into it; 0: e_out becomes it, or waits (option A) */
+    uint8_t spare;
+} fmpq_slots;
+
+/* Derived constants of a record under a plan. */
+typedef struct fmpq_derived {
+    uint32_t theta, rows, row_len;  /* weights */
+    uint32_t in_size, out_size;     /* elements a sample */
+    int32_t cp, cop;                /* input channels padded to 4, output channels to 16 */
+    int32_t amax, act_shift;        /* activation bound; exponent of the activation's unit in base steps */
+    int32_t gs;                     /* shift of the weight gradient */
+    uint32_t tile_rows;             /* output channels of one weight-gradient tile */
+} fmpq_derived;
+
+typedef struct fmpq_tensor_error {
+    uint32_t offset; /* buffer, FMPQ_NONE: no error yet */
+    int32_t ex, mx;
+    uint16_t pending; /* record whose option-A error waits, FMPQ_NO_TENSOR: none */
+    uint16_t spare;
+} fmpq_tensor_error;
+
+typedef struct fmpq_layer { /* live state of a record */
+    uint8_t n, g, relevant, spare;
+    fmpq_fx step;
+    int32_t ex, S;          /* of this step: exponent of the output error, shift of e8 */
+    int32_t ey;
+} fmpq_layer;
+
+struct fmpq_session {
+    const fmpq_program *p;
+    const fmpq_kernels *k;
+    fmpq_pool pool;
+    fmpq_plan plan;
+    uint8_t *base;
+    uint64_t total;
+    fmpq_slots slot[FMPQ_MAX_RECORDS];
+    fmpq_derived d[FMPQ_MAX_RECORDS];
+    fmpq_layer layer[FMPQ_MAX_RECORDS];
+    fmpq_tensor_error err[FMPQ_MAX_RECORDS + 1];
+    /* the micro-batch in work */
+    const uint8_t *images;
+    const uint16_t *labels;
+    uint32_t count, total_count;
+    int32_t training, last, first, backward;
+    fmpq_hyper hyper;
+    fmpq_key key;
+    int32_t *predict;
+    fmpq_stats stats;
+};
+
+/* planes.c */
+uint32_t fmpq_plane_bytes(uint32_t theta);
+void fmpq_planes_unpack(const uint8_t *planes, uint32_t theta, int n_planes, uint32_t first, uint32_t count, int16_t *q);
+void fmpq_planes_pack(uint8_t *planes, uint32_t theta, int n_planes, uint32_t first, uint32_t count, const int16_t *q);
+uint32_t fmpq_popcount(const uint8_t *data, uint32_t bytes);
+/* q (multiplied weight) from q_full, in place */
+void fmpq_effective(int16_t *q, uint32_t count, int n, int g);
+
+/* plan.c */
+int fmpq_derive(const fmpq_program *p, const fmpq_plan *plan, fmpq_derived *d);
+int fmpq_layout(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, void *scratch, fmpq_slots *slots, fmpq_memory *mem,
+                fmpq_buffer *buffers, uint32_t cap);
+
+/* workspace.c: sizes of one op's work area and its parts, used by the planner and by the op alike */
+typedef struct fmpq_geometry { /* the padded tile of a convolution's input (forward) or error (backward) */
+    int32_t top, left;   /* margin before row 0 / column 0 */
+    int32_t rows, cols;  /* of the tile */
+    int32_t c;           /* bytes a position */
+} fmpq_geometry;
+typedef struct fmpq_work_forward {
+    uint32_t pack, pack_low, corr, coef, stats, thread0, thread_size; /* offsets in the work area */
+    uint32_t tile, stream, scratch;                                   /* offsets in a thread's part */
+    uint32_t total;
+} fmpq_work_forward;
+typedef struct fmpq_work_error {
+    uint32_t coef, sums, thread0, thread_size, stream, scratch, total;
+} fmpq_work_error;
+typedef struct fmpq_work_input {
+    uint32_t pack, pack_low, corr, maxima, thread0, thread_size, tile, stream, scratch, total;
+} fmpq_work_input;
+typedef struct fmpq_work_weight {
+    uint32_t g64, row_u, row_q, thread0, thread_size, g, sums, planar, e4, tile, stream, scratch, total;
+} fmpq_work_weight;
+
+fmpq_geometry fmpq_tile_forward(const fmpq_record *r, const fmpq_derived *d);
+fmpq_geometry fmpq_tile_backward(const fmpq_record *r, const fmpq_derived *d);
+/* taps of output phase (py, px) of the transposed convolution; returns their number */
+int32_t fmpq_taps_backward(const fmpq_record *r, const fmpq_geometry *t, int32_t py, int32_t px, int32_t *off, uint8_t *index);
+int32_t fmpq_planar_row(const fmpq_record *r);
+fmpq_work_forward fmpq_plan_forward(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t r);
+fmpq_work_error fmpq_plan_error(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t r);
+fmpq_work_input fmpq_plan_input(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t r);
+fmpq_work_weight fmpq_plan_weight(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t r);
+
+/* tensors.c: the u8 activations of one sample, read from a kept buffer or computed again */
+uint32_t fmpq_tensor_size(const fmpq_program *p, uint32_t tensor);
+uint32_t fmpq_tensor_scratch(const fmpq_program *p, uint32_t tensor);
+const uint8_t *fmpq_tensor(const fmpq_session *s, uint32_t tensor, uint32_t sample, uint8_t *out, uint8_t *scratch);
+/* the input image, augmented, pixels as they are, into a tile with the mean around it */
+void fmpq_input_tile(const fmpq_session *s, uint32_t sample, const fmpq_geometry *t, uint8_t *tile);
+void fmpq_act_tile(const fmpq_session *s, uint32_t record, uint32_t sample, const fmpq_geometry *t, uint8_t *tile, uint8_t *stream, uint8_t *scratch);
+
+/* forward.c, backward.c, classifier.c, update.c, grouped.c */
+void fmpq_forward_conv(fmpq_session *s, uint32_t r);
+void fmpq_forward_classifier(fmpq_session *s, uint32_t r);
+void fmpq_backward_classifier(fmpq_session *s, uint32_t r);
+void fmpq_backward_pool(fmpq_session *s, uint32_t r);
+void fmpq_backward_error(fmpq_session *s, uint32_t r);
+void fmpq_backward_input(fmpq_session *s, uint32_t r);
+void fmpq_backward_weight(fmpq_session *s, uint32_t r);
+void fmpq_backward_classifier_weight(fmpq_session *s, uint32_t r);
+/* U of one output channel to its weights; u and q are working rows */
+void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, int32_t *u, int16_t *q, const int32_t *lasso);
+void fmpq_update_params(fmpq_session *s, uint32_t r, const int64_t *s1, const int64_t *s2);
+void fmpq_update_bias(fmpq_session *s, uint32_t r, const int64_t *gb);
+void fmpq_lasso_table(const fmpq_session *s, uint32_t r, int32_t *table);
+
+/* Runs fn over tasks, on the caller's pool when there is one. */
+static inline void fmpq_run(const fmpq_session *s, void (*fn)(void *, uint32_t, uint32_t), void *arg, uint32_t tasks)
+{
+    if (s->pool.run && s->plan.threads > 1 && tasks > 1) {
+        s->pool.run(s->pool.ctx, fn, arg, tasks);
+        return;
+    }
+    for (uint32_t i = 0; i < tasks; i++)
+        fn(arg, i, 0);
+}
+
+static inline uint32_t fmpq_up(uint32_t x, uint32_t a)
+{
+    return (x + a - 1) / a * a;
+}
+
+static inline int32_t fmpq_gamma(int32_t gacc)
+{
+    const int64_t v = fmpq_rshift64(gacc, 16);
+    return (int32_t)fmpq_clamp64(v, -32767, 32767);
+}
+
+static inline int32_t fmpq_beta(int32_t bacc)
+{
+    return (int32_t)fmpq_rshift64(bacc, 8);
+}
+
+/* parameters of a conv record in the arena */
+static inline int32_t *fmpq_params_i32(const fmpq_session *s, uint32_t r, int which)
+{
+    return (int32_t *)(void *)(s->base + s->slot[r].params) + (uint32_t)which * s->p->rec[r].cout;
+}
+static inline int64_t *fmpq_params_rv(const fmpq_session *s, uint32_t r)
+{
+    const uint32_t at = fmpq_up(s->p->rec[r].cout * 12u, 8);
+    return (int64_t *)(void *)(s->base + s->slot[r].params + at);
+}
+#endif

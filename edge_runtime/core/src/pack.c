@@ -1,0 +1,100 @@
+#include "pack.h"
+
+#define ROW_CHUNK 512u
+
+int32_t fmpq_y_shift(const fmpq_record *r, int32_t amax, int n)
+{
+    const uint64_t k = (uint64_t)r->kh * r->kw * (uint32_t)(r->cin / r->groups);
+    const int s = fmpq_bitlen64((uint64_t)fmpq_isqrt64(k) * (uint32_t)amax * ((1u << n) - 1u)) - 13;
+    return s > 0 ? s : 0;
+}
+
+int32_t fmpq_e_shift(const fmpq_record *r, int n)
+{
+    const uint64_t k = (uint64_t)r->kh * r->kw * (uint32_t)(r->cout / r->groups);
+    const int s = fmpq_bitlen64((uint64_t)fmpq_isqrt64(k) * 127u * ((1u << n) - 1u)) - 13;
+    return s > 0 ? s : 0;
+}
+
+static void unpack(const fmpq_session *s, uint32_t r, uint32_t first, uint32_t count, int16_t *q)
+{
+    const fmpq_layer *l = &s->layer[r];
+    fmpq_planes_unpack(s->base + s->slot[r].planes, s->d[r].theta, l->n + l->g, first, count, q);
+    fmpq_effective(q, count, l->n, l->g);
+}
+
+void fmpq_pack_forward(const fmpq_session *s, uint32_t i, uint8_t *w, uint8_t *low, int32_t *corr)
+{
+    const fmpq_record *r = &s->p->rec[i];
+    const fmpq_derived *d = &s->d[i];
+    const uint32_t ci = r->cin, taps = (uint32_t)r->kh * r->kw, cop = (uint32_t)d->cop, cp = (uint32_t)d->cp;
+    const int split = s->layer[i].n > 7;
+    int16_t q[ROW_CHUNK];
+    memset(corr, 0, cop * 4u);
+    if (r->groups > 1) {
+        int16_t *all = (int16_t *)(void *)w;
+        unpack(s, i, 0, d->theta, all);
+        for (uint32_t t = 0; !r->input && t < d->theta; t++) { /* the mean of the input channel that the weight reads */
+            const uint32_t co = t / d->row_len, cig = ci / r->groups;
+            corr[co] -= all[t] * s->p->mean[co / ((uint32_t)r->cout / r->groups) * cig + t % cig];
+        }
+        return;
+    }
+    memset(w, 0, (size_t)taps * cp * cop);
+    if (split)
+        memset(low, 0, (size_t)taps * cp * cop);
+    for (uint32_t co = 0; co < r->cout; co++)
+        for (uint32_t tap = 0; tap < taps; tap++)
+            for (uint32_t c0 = 0; c0 < ci; c0 += ROW_CHUNK) {
+                const uint32_t n = ci - c0 < ROW_CHUNK ? ci - c0 : ROW_CHUNK;
+                unpack(s, i, co * d->row_len + tap * ci + c0, n, q);
+                for (uint32_t k = 0; k < n; k++) {
+                    const uint32_t c = c0 + k, at = ((tap * (cp / 4) + c / 4) * cop + co) * 4 + c % 4;
+                    w[at] = (uint8_t)(split ? q[k] >> 1 : q[k]);
+                    if (split)
+                        low[at] = (uint8_t)(q[k] & 1);
+                    if (!r->input)
+                        corr[co] -= q[k] * s->p->mean[c];
+                }
+            }
+}
+
+void fmpq_pack_backward(const fmpq_session *s, uint32_t i, const fmpq_geometry *t, uint8_t *w, uint8_t *low, int32_t *corr)
+{
+    const fmpq_record *r = &s->p->rec[i];
+    const fmpq_derived *d = &s->d[i];
+    const uint32_t ci = r->cin, taps = (uint32_t)r->kh * r->kw, cip = fmpq_up(ci, 16), cot = (uint32_t)t->c;
+    const int split = s->layer[i].n > 7;
+    uint32_t slot_of[FMPQ_MAX_TAPS], phase_of[FMPQ_MAX_TAPS], slots = 0;
+    int16_t q[ROW_CHUNK];
+    if (r->groups > 1) {
+        unpack(s, i, 0, d->theta, (int16_t *)(void *)w);
+        return;
+    }
+    for (int32_t ph = 0; ph < r->stride * r->stride; ph++) {
+        int32_t off[FMPQ_MAX_TAPS];
+        uint8_t index[FMPQ_MAX_TAPS];
+        const int32_t n = fmpq_taps_backward(r, t, ph / r->stride, ph % r->stride, off, index);
+        for (int32_t k = 0; k < n; k++) {
+            slot_of[index[k]] = slots++;
+            phase_of[index[k]] = (uint32_t)ph;
+        }
+    }
+    memset(corr, 0, (size_t)r->stride * r->stride * cip * 4u);
+    memset(w, 0, (size_t)taps * cot * cip);
+    if (split)
+        memset(low, 0, (size_t)taps * cot * cip);
+    for (uint32_t co = 0; co < r->cout; co++)
+        for (uint32_t tap = 0; tap < taps; tap++)
+            for (uint32_t c0 = 0; c0 < ci; c0 += ROW_CHUNK) {
+                const uint32_t n = ci - c0 < ROW_CHUNK ? ci - c0 : ROW_CHUNK;
+                unpack(s, i, co * d->row_len + tap * ci + c0, n, q);
+                for (uint32_t k = 0; k < n; k++) {
+                    const uint32_t c = c0 + k, at = ((slot_of[tap] * (cot / 4) + co / 4) * cip + c) * 4 + co % 4;
+                    w[at] = (uint8_t)(split ? q[k] >> 1 : q[k]);
+                    if (split)
+                        low[at] = (uint8_t)(q[k] & 1);
+                    corr[phase_of[tap] * cip + c] -= 128 * q[k];
+                }
+            }
+}

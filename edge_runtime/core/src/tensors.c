@@ -1,0 +1,141 @@
+/* The u8 activations of one sample: read from a kept residual sum, or computed again from the normalised x-hat. */
+#include "pack.h"
+
+uint32_t fmpq_tensor_size(const fmpq_program *p, uint32_t t)
+{
+    if (!t)
+        return (uint32_t)p->in_h * p->in_w * p->in_c;
+    return (uint32_t)p->rec[t - 1].h_out * p->rec[t - 1].w_out * p->rec[t - 1].cout;
+}
+
+/* Bytes that fmpq_tensor needs beside the result. */
+uint32_t fmpq_tensor_scratch(const fmpq_program *p, uint32_t t)
+{
+    uint32_t most = 0, held = 0;
+    while (t) {
+        const fmpq_record *r = &p->rec[t - 1];
+        if (r->kind == FMPQ_CONV && r->skip_kind == FMPQ_SKIP_NONE)
+            break;
+        if (r->kind == FMPQ_CONV && r->skip_kind == FMPQ_SKIP_IDENTITY) {
+            t = r->skip; /* in place */
+            continue;
+        }
+        t = r->kind == FMPQ_CONV ? r->skip : r->input;
+        held += fmpq_up(fmpq_tensor_size(p, t), FMPQ_ALIGN);
+        most = held > most ? held : most;
+    }
+    return most;
+}
+
+static void option_a(const fmpq_record *r, const fmpq_record *from, const uint8_t *in, uint8_t *out)
+{
+    const uint32_t c = from->cout, pad = r->skip_pad_c, w = from->w_out;
+    memset(out, 0, (size_t)r->h_out * r->w_out * r->cout);
+    for (uint32_t y = 0; y < r->h_out; y++)
+        for (uint32_t x = 0; x < r->w_out; x++)
+            memcpy(out + (y * r->w_out + x) * r->cout + pad, in + (2 * y * w + 2 * x) * c, c);
+}
+
+static void pool(const fmpq_record *r, const uint8_t *in, uint8_t *out)
+{
+    const int32_t window = r->kh * r->kw;
+    for (int32_t y = 0; y < r->h_out; y++)
+        for (int32_t x = 0; x < r->w_out; x++)
+            for (int32_t c = 0; c < r->cout; c++) {
+                int32_t sum = 0, top = 0;
+                for (int32_t i = 0; i < r->kh; i++)
+                    for (int32_t j = 0; j < r->kw; j++) {
+                        const int32_t iy = y * r->stride + i - r->pad, ix = x * r->stride + j - r->pad;
+                        int32_t v;
+                        if (iy < 0 || ix < 0 || iy >= r->h_in || ix >= r->w_in)
+                            continue;
+                        v = in[(iy * r->w_in + ix) * r->cin + c];
+                        sum += v;
+                        top = v > top ? v : top;
+                    }
+                out[(y * r->w_out + x) * r->cout + c] = (uint8_t)(r->kind == FMPQ_MAXPOOL ? top : (sum + window / 2) / window);
+            }
+}
+
+const uint8_t *fmpq_tensor(const fmpq_session *s, uint32_t t, uint32_t sample, uint8_t *out, uint8_t *scratch)
+{
+    const uint32_t i = t - 1;
+    const fmpq_record *r = &s->p->rec[i];
+    const fmpq_slots *sl = &s->slot[i];
+    const fmpq_derived *d = &s->d[i];
+    if (r->kind == FMPQ_MAXPOOL || r->kind == FMPQ_AVGPOOL || r->kind == FMPQ_GLOBALPOOL) {
+        uint8_t *in = scratch;
+        const uint8_t *src = fmpq_tensor(s, r->input, sample, in, scratch + fmpq_up(d->in_size, FMPQ_ALIGN));
+        pool(r, src, out);
+        return out;
+    }
+    if (sl->stream != FMPQ_NONE && (!s->backward || sl->stream_in_backward))
+        return s->base + sl->stream + (size_t)sample * d->out_size;
+    fmpq_tensor_make(s, t, sample, out, scratch);
+    return out;
+}
+
+void fmpq_tensor_make(const fmpq_session *s, uint32_t t, uint32_t sample, uint8_t *out, uint8_t *scratch)
+{
+    const uint32_t i = t - 1;
+    const fmpq_record *r = &s->p->rec[i];
+    const uint8_t *skip = NULL;
+    int32_t skip_shift = 0;
+    if (r->skip_kind == FMPQ_SKIP_IDENTITY) {
+        skip = fmpq_tensor(s, r->skip, sample, out, scratch);
+    } else if (r->skip_kind == FMPQ_SKIP_OPTION_A) {
+        const fmpq_record *from = &s->p->rec[r->skip - 1];
+        const uint8_t *src = fmpq_tensor(s, r->skip, sample, scratch, scratch + fmpq_up(fmpq_tensor_size(s->p, r->skip), FMPQ_ALIGN));
+        option_a(r, from, src, out);
+        skip = out;
+    }
+    if (skip)
+        skip_shift = 12 + s->p->rec[r->skip - 1].t_out;
+    s->k->act((const int8_t *)(s->base + s->slot[i].xhat) + (size_t)sample * s->d[i].out_size, out, r->h_out * r->w_out, r->cout,
+              fmpq_params_i32(s, i, 0), fmpq_params_i32(s, i, 1), skip, skip_shift, 12 + r->t_out);
+}
+
+void fmpq_input_tile(const fmpq_session *s, uint32_t sample, const fmpq_geometry *t, uint8_t *tile)
+{
+    const fmpq_program *p = s->p;
+    const int32_t h = p->in_h, w = p->in_w, c = p->in_c, pad = p->crop_pad;
+    const uint8_t *img = s->images + (size_t)sample * (size_t)(h * w * c);
+    int32_t dy = pad, dx = pad, flip = 0;
+    if (s->training && (s->plan.crop || s->plan.flip)) {
+        const uint32_t r = fmpq_rand(fmpq_stream_of(s->key, FMPQ_STREAM_CROP), sample);
+        if (s->plan.crop) {
+            dy = (int32_t)(((r & 0xffffu) * (uint32_t)(2 * pad + 1)) >> 16);
+            dx = (int32_t)((((r >> 16) & 0x7fffu) * (uint32_t)(2 * pad + 1)) >> 15);
+        }
+        flip = s->plan.flip && r >> 31;
+    }
+    for (int32_t y = 0; y < t->rows; y++)
+        for (int32_t x = 0; x < t->cols; x++) {
+            uint8_t *o = tile + (y * t->cols + x) * t->c;
+            const int32_t oy = y - t->top, ox = x - t->left;
+            const int32_t iy = oy + dy - pad, ix = (flip ? w - 1 - ox : ox) + dx - pad;
+            const int inside = oy >= 0 && ox >= 0 && oy < h && ox < w && iy >= 0 && ix >= 0 && iy < h && ix < w;
+            const uint8_t *px = inside ? img + (iy * w + ix) * c : p->mean;
+            for (int32_t k = 0; k < c; k++)
+                o[k] = px[k];
+            for (int32_t k = c; k < t->c; k++)
+                o[k] = 0;
+        }
+}
+
+void fmpq_act_tile(const fmpq_session *s, uint32_t record, uint32_t sample, const fmpq_geometry *t, uint8_t *tile, uint8_t *stream, uint8_t *scratch)
+{
+    const fmpq_record *r = &s->p->rec[record];
+    const int32_t bits = s->plan.act_bits, row = r->w_in * r->cin;
+    const uint8_t *u = fmpq_tensor(s, r->input, sample, stream, scratch);
+    memset(tile, 0, (size_t)t->rows * (size_t)t->cols * (size_t)t->c);
+    for (int32_t y = 0; y < r->h_in; y++) {
+        uint8_t *o = tile + ((y + t->top) * t->cols + t->left) * t->c;
+        if (t->c == r->cin) {
+            s->k->quant(u + y * row, o, row, bits);
+            continue;
+        }
+        for (int32_t x = 0; x < r->w_in; x++)
+            s->k->quant(u + y * row + x * r->cin, o + x * t->c, r->cin, bits);
+    }
+}
