@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+
 from fedmpq.data import load
 from fedmpq.export.model import from_module
 from fedmpq.models import codec, initial, zoo
 from fedmpq.models.reference import Hyper, Plan, ReferenceSession, program
-from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
@@ -73,9 +74,9 @@ def main() -> None:
     torch.manual_seed(o.seed)
     torch.set_num_threads(o.threads)
     data = load(o.data).limit(o.train, o.test)
-    height, width, channels = data.shape
+    height, _, channels = data.shape
     pad = height // 8 if o.crop_pad is None else o.crop_pad
-    mean = tuple(int(round(m)) for m in data.train.images.reshape(-1, channels).mean(0))
+    mean = tuple(round(m) for m in data.train.images.reshape(-1, channels).mean(0).tolist())
     module = zoo.MODELS[o.model](len(data.classes), channels, o.width)
     rng = np.random.default_rng(o.seed)
     steps_an_epoch = len(data.train) // o.batch
@@ -118,10 +119,10 @@ class Integer:
         layers = len(parsed.weight_layers)
         edge = o.first_last or o.bits
         bits = tuple(edge if i in {0, layers - 1} else o.bits for i in range(layers))
-        fields = dict(
-            bits=bits, batch=o.batch, micro_batch=o.micro_batch, act_bits=o.act_bits, guard=o.guard,
-            momentum=o.momentum > 0, threads=o.threads, crop=pad > 0, flip=not o.no_flip,
-        )  # fmt: skip
+        fields: dict[str, Any] = {
+            "bits": bits, "batch": o.batch, "micro_batch": o.micro_batch, "act_bits": o.act_bits, "guard": o.guard,
+            "momentum": o.momentum > 0, "threads": o.threads, "crop": pad > 0, "flip": not o.no_flip,
+        }  # fmt: skip
         states = initial.states(parsed, Plan(**fields), initial.float_layers(module), o.scale)
         if o.engine == "core":
             from fedmpq.edge_runtime import core
@@ -163,9 +164,7 @@ class Float:
     def __init__(self, o: argparse.Namespace, module: Any, mean: tuple[int, ...], pad: int, shape: Any) -> None:
         self.o, self.module, self.pad = o, module.to(o.device), pad
         self.mean = torch.tensor(mean, device=o.device)[None, :, None, None]
-        self.optimiser = torch.optim.SGD(
-            module.parameters(), lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
-        )
+        self.optimiser = torch.optim.SGD(module.parameters(), lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
         self.rng = np.random.default_rng(o.seed + 1)
 
     def step(self, images: Array, labels: Array, lr: float, step: int) -> tuple[float, int]:
