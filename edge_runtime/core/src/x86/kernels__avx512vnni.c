@@ -1,0 +1,178 @@
+/* AVX-512 with VNNI: vpdpbusd multiplies 64 unsigned by 64 signed bytes and adds groups of four into 16 int32 lanes.
+ * Lanes are output channels; each activation group of four bytes is broadcast. */
+#define SUFFIX avx512vnni
+#include "../elementwise.inc"
+#include "cpu.h"
+#include <immintrin.h>
+
+static inline __m512i bcast(const uint8_t *p)
+{
+    int32_t v;
+    __builtin_memcpy(&v, p, 4);
+    return _mm512_set1_epi32(v);
+}
+
+/* int32 lanes -> sat16(rshift(acc, shift)), the low `mask` lanes stored */
+static inline void store16(int16_t *out, __m512i acc, __m512i half, __m128i shift, __mmask16 mask)
+{
+    const __m512i v = _mm512_sra_epi32(_mm512_add_epi32(acc, half), shift);
+    const __m512i w = _mm512_max_epi32(v, _mm512_set1_epi32(-32767));
+    _mm256_mask_storeu_epi16(out, mask, _mm512_cvtsepi32_epi16(w));
+}
+
+/* NP positions x NB blocks of 16 channels */
+#define TILE(NP, NB)                                                                                                                               \
+    static inline __attribute__((always_inline)) void tile_##NP##_##NB(const fmpq_igemm *j, const uint8_t *a, int16_t *out, int32_t cb)           \
+    {                                                                                                                                              \
+        const int32_t wstep = j->cop * 4, apix = j->a_pix;                                                                                         \
+        const __m512i half = _mm512_set1_epi32(j->shift ? 1 << (j->shift - 1) : 0);                                                               \
+        const __m128i shift = _mm_cvtsi32_si128(j->shift);                                                                                        \
+        __m512i acc[NP][NB];                                                                                                                       \
+        for (int p = 0; p < NP; p++)                                                                                                               \
+            for (int b = 0; b < NB; b++)                                                                                                           \
+                acc[p][b] = _mm512_setzero_si512();                                                                                                \
+        for (int pass = 0; pass < 2; pass++) {                                                                                                     \
+            const int8_t *w = (pass ? j->w_low : j->w) + cb * 64;                                                                                  \
+            if (pass) {                                                                                                                            \
+                if (!j->w_low)                                                                                                                     \
+                    break;                                                                                                                         \
+                for (int p = 0; p < NP; p++)                                                                                                       \
+                    for (int b = 0; b < NB; b++)                                                                                                   \
+                        acc[p][b] = _mm512_add_epi32(acc[p][b], acc[p][b]);                                                                        \
+            }                                                                                                                                      \
+            for (int32_t t = 0; t < j->taps; t++) {                                                                                                \
+                const uint8_t *at = a + j->tap_off[t];                                                                                             \
+                for (int32_t c = 0; c < j->c4; c++, w += wstep, at += 4) {                                                                         \
+                    __m512i wv[NB];                                                                                                                \
+                    for (int b = 0; b < NB; b++)                                                                                                   \
+                        wv[b] = _mm512_loadu_si512(w + b * 64);                                                                                    \
+                    for (int p = 0; p < NP; p++) {                                                                                                 \
+                        const __m512i av = bcast(at + p * apix);                                                                                   \
+                        for (int b = 0; b < NB; b++)                                                                                               \
+                            acc[p][b] = _mm512_dpbusd_epi32(acc[p][b], av, wv[b]);                                                                 \
+                    }                                                                                                                              \
+                }                                                                                                                                  \
+            }                                                                                                                                      \
+        }                                                                                                                                          \
+        for (int b = 0; b < NB; b++) {                                                                                                             \
+            const int32_t left = j->co - (cb + b) * 16;                                                                                            \
+            const __mmask16 mask = (__mmask16)(left >= 16 ? 0xffff : (1 << left) - 1);                                                             \
+            const __m512i corr = _mm512_loadu_si512(j->corr + (cb + b) * 16);                                                                     \
+            for (int p = 0; p < NP; p++)                                                                                                           \
+                store16(out + p * j->out_pix + (cb + b) * 16, _mm512_add_epi32(acc[p][b], corr), half, shift, mask);                               \
+        }                                                                                                                                          \
+    }
+
+TILE(16, 1)
+TILE(8, 1)
+TILE(4, 1)
+TILE(1, 1)
+TILE(8, 2)
+TILE(4, 2)
+TILE(1, 2)
+TILE(4, 4)
+TILE(1, 4)
+
+static void igemm(const fmpq_igemm *j)
+{
+    const int32_t blocks = j->cop / 16;
+    int32_t cb = 0;
+#define ROWS(NB, STEPS)                                                                                                                            \
+    for (int32_t y = 0; y < j->rows; y++) {                                                                                                        \
+        const uint8_t *a = j->a + y * j->a_row;                                                                                                    \
+        int16_t *o = j->out + y * j->out_row;                                                                                                      \
+        int32_t x = 0;                                                                                                                             \
+        STEPS                                                                                                                                      \
+    }
+#define STEP(NP, NB)                                                                                                                               \
+    for (; x + NP <= j->cols; x += NP)                                                                                                             \
+        tile_##NP##_##NB(j, a + x * j->a_pix, o + x * j->out_pix, cb);
+    for (; cb + 4 <= blocks; cb += 4)
+        ROWS(4, STEP(4, 4) STEP(1, 4))
+    for (; cb + 2 <= blocks; cb += 2)
+        ROWS(2, STEP(8, 2) STEP(4, 2) STEP(1, 2))
+    for (; cb < blocks; cb++)
+        ROWS(1, STEP(16, 1) STEP(8, 1) STEP(4, 1) STEP(1, 1))
+#undef STEP
+#undef ROWS
+}
+
+/* NT taps x NC input channels x NB blocks of output channels, summed over every position of the map */
+#define DW(NT, NC, NB)                                                                                                                             \
+    static inline __attribute__((always_inline)) void dw_##NT##_##NC##_##NB(const fmpq_dw *j, int32_t cb, int32_t tap, int32_t ci)                 \
+    {                                                                                                                                              \
+        __m512i acc[NT][NC][NB];                                                                                                                   \
+        const uint8_t *base = j->a + ci * j->plane;                                                                                                \
+        const int32_t estep = j->cop * 4;                                                                                                          \
+        const int8_t *e = j->e + cb * 64;                                                                                                          \
+        int32_t *g = j->g + ((cb - j->cb0) * j->taps + tap) * j->ci * 16 + ci * 16;                                                               \
+        const int32_t bstep = j->taps * j->ci * 16;                                                                                                \
+        for (int t = 0; t < NT; t++)                                                                                                               \
+            for (int c = 0; c < NC; c++)                                                                                                           \
+                for (int b = 0; b < NB; b++)                                                                                                       \
+                    acc[t][c][b] = _mm512_loadu_si512(g + b * bstep + (t * j->ci + c) * 16);                                                      \
+        for (int32_t y = 0; y < j->rows; y++) {                                                                                                    \
+            const uint8_t *row = base + y * j->a_row;                                                                                              \
+            for (int32_t x = 0; x < j->cols4; x++, e += estep) {                                                                                   \
+                __m512i ev[NB];                                                                                                                    \
+                for (int b = 0; b < NB; b++)                                                                                                       \
+                    ev[b] = _mm512_loadu_si512(e + b * 64);                                                                                        \
+                for (int t = 0; t < NT; t++)                                                                                                       \
+                    for (int c = 0; c < NC; c++) {                                                                                                 \
+                        const __m512i av = bcast(row + c * j->plane + j->tap_off[tap + t] + 4 * x);                                                \
+                        for (int b = 0; b < NB; b++)                                                                                               \
+                            acc[t][c][b] = _mm512_dpbusd_epi32(acc[t][c][b], av, ev[b]);                                                           \
+                    }                                                                                                                              \
+            }                                                                                                                                      \
+        }                                                                                                                                          \
+        for (int t = 0; t < NT; t++)                                                                                                               \
+            for (int c = 0; c < NC; c++)                                                                                                           \
+                for (int b = 0; b < NB; b++)                                                                                                       \
+                    _mm512_storeu_si512(g + b * bstep + (t * j->ci + c) * 16, acc[t][c][b]);                                                      \
+    }
+
+DW(3, 8, 1)
+DW(3, 4, 2)
+DW(3, 2, 4)
+DW(3, 1, 1)
+DW(1, 16, 1)
+DW(1, 8, 2)
+DW(1, 1, 1)
+
+static void dw(const fmpq_dw *j)
+{
+    int32_t cb = j->cb0;
+#define LOOP(NT, NC, NB)                                                                                                                           \
+    for (; ci + NC <= j->ci; ci += NC)                                                                                                             \
+        dw_##NT##_##NC##_##NB(j, cb, t, ci);
+#define TAPS(WIDE, NB, ONE)                                                                                                                        \
+    {                                                                                                                                              \
+        int32_t t = 0;                                                                                                                             \
+        for (; t + 3 <= j->taps; t += 3) {                                                                                                         \
+            int32_t ci = 0;                                                                                                                        \
+            LOOP(3, WIDE, NB)                                                                                                                      \
+            for (int32_t b = 0; b < NB; b++, cb++)                                                                                                 \
+                for (int32_t k = ci; k < j->ci; k++)                                                                                               \
+                    dw_3_1_1(j, cb, t, k);                                                                                                         \
+            cb -= NB;                                                                                                                              \
+        }                                                                                                                                          \
+        for (; t < j->taps; t++) {                                                                                                                 \
+            int32_t ci = 0;                                                                                                                        \
+            ONE                                                                                                                                    \
+            for (int32_t b = 0; b < NB; b++, cb++)                                                                                                 \
+                for (int32_t k = ci; k < j->ci; k++)                                                                                               \
+                    dw_1_1_1(j, cb, t, k);                                                                                                         \
+            cb -= NB;                                                                                                                              \
+        }                                                                                                                                          \
+    }
+    for (; cb + 4 <= j->cb1; cb += 4)
+        TAPS(2, 4, )
+    for (; cb + 2 <= j->cb1; cb += 2)
+        TAPS(4, 2, LOOP(1, 8, 2))
+    for (; cb < j->cb1; cb++)
+        TAPS(8, 1, LOOP(1, 16, 1))
+#undef TAPS
+#undef LOOP
+}
+
+const fmpq_kernels fmpq_kernels_avx512vnni = {.name = "avx512vnni", .available = fmpq_cpu_avx512vnni, .igemm = igemm, .dw = dw, ELEMENTWISE_TABLE};
