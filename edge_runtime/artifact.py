@@ -155,8 +155,8 @@ def check_plan(plan: Mapping[str, Any], bits: Sequence[int], source: str = "plan
         wrong = sorted(set(plan) ^ keys)
         raise FormatError(f"{source}: fields {', '.join(wrong)} are missing or unknown")
     for name, (kind, low, high) in PLAN_FIELDS.items():
-        value: Any = plan[name]
-        if type(value) is not kind or not low <= int(value) <= high:
+        value = plan[name]
+        if type(value) is not kind or not low <= value <= high:
             raise FormatError(f"{source}: {name} = {str(value)[:40]!r} must be of type {kind.__name__} in {low}…{high}")
     if plan["act_bits"] not in {4, 8}:
         raise FormatError(f"{source}: act_bits = {plan['act_bits']} must be 4 or 8")

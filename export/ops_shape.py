@@ -15,7 +15,7 @@ from fedmpq.export.values import Bad, Conv, GlobalMean, Norm, Padded, Shortcut, 
     "aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.native_dropout", "aten.clone",
     "aten.contiguous", "aten.alias", "aten.detach", "aten.to", "aten._to_copy", "aten.lift_fresh_copy", "aten.type_as",
 )  # fmt: skip
-def identity(context: Context, node: Node, args: dict[str, Any]) -> Value | None:
+def identity(context: Context, _node: Node, args: dict[str, Any]) -> Value | None:
     """Dropout and copies: the program leaves them out."""
     source = args.get("input", args.get("self"))
     return context.env.get(source) if isinstance(source, Node) else None

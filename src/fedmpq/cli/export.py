@@ -1,0 +1,96 @@
+"""`fedmpq export`: compile a model and write what a device needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedmpq.cli._common import emit, example, human_bytes, json_option, note
+from fedmpq.cli._models import (
+    MODEL_HELP,
+    choose_plan,
+    compile_model,
+    is_artifact,
+    model_options,
+    notice_unfit,
+    plan_options,
+    take_model,
+    take_plan,
+)
+from fedmpq.errors import UsageError
+
+TARGETS = ("native",)
+
+
+@click.command(
+    epilog=example(
+        "fedmpq export resnet20 --bits 4 --data cifar10 --out resnet20.fmpq",
+        "fedmpq export resnet8 --profile stm32h743",
+        "fedmpq export mypackage.net:build --input 1x28x28 --memory 300KiB",
+    )
+)
+@click.argument("model")
+@model_options
+@plan_options
+@click.option("--scale", type=click.Choice(["mse", "max"]), default="mse", help="How a layer's step is chosen.")
+@click.option("--target", type=click.Choice(TARGETS), default="native", help="What to write.")
+@click.option("--out", type=click.Path(path_type=Path), help="File or folder to write.  [default: MODEL.fmpq]")
+@json_option
+def command(model: str, scale: Any, target: str, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Compile a PyTorch model into an artifact for a budget.
+
+    MODEL is a built-in model (resnet8, resnet20, resnet44), package.module:factory or file.py:factory. The budget is an
+    average bit-width (--bits) or a number of bytes (--memory, --profile): then the plan with the most bits that fits is
+    taken; micro-batch and, if need be, batch shrink before bits fall below 4.
+    """
+    from fedmpq.edge_runtime import artifact, core
+    from fedmpq.export.build import build_artifact
+
+    model_choice, plan_choice = take_model(options), take_plan(options)
+    if is_artifact(model):
+        raise UsageError(f"{model} is an artifact already", f"MODEL is {MODEL_HELP}")
+    compiled = compile_model(model, model_choice)
+    program = core.Program(compiled.program)
+    choice = choose_plan(program, plan_choice)
+    notice_unfit(choice, plan_choice.batch or 64)
+    budget = {
+        "bits": plan_choice.bits if plan_choice.bits or plan_choice.memory or plan_choice.profile else 4.0,
+        "memory": plan_choice.memory,
+        "profile": plan_choice.profile,
+    }
+    built = build_artifact(
+        compiled, choice.plan, scale=scale, manifest={"budget": budget, "data": model_choice.data, "target": target}
+    )
+    file = _target_path(out, model)
+    size = artifact.write(file, built)
+    result = {
+        "file": file,
+        "bytes": size,
+        "target": target,
+        "program": program.sha256,
+        "records": len(program.records),
+        "weights": sum(layer.theta for layer in program.weight_layers),
+        "average_bits": round(choice.average_bits, 4),
+        "bits": list(choice.plan.bits),
+        "batch": choice.plan.batch,
+        "micro_batch": choice.plan.micro_batch or choice.plan.batch,
+        "planned_bytes": choice.memory.total,
+    }
+    emit(result, as_json, _print)
+
+
+def _print(result: dict[str, Any]) -> None:
+    note(
+        f"{result['records']} records, {result['weights']:,} weights, {result['average_bits']:g} bits; training takes "
+        f"{result['planned_bytes']:,} bytes at batch {result['batch']} (micro-batch {result['micro_batch']})"
+    )
+    click.echo(f"{result['file']}  {human_bytes(result['bytes'])}")
+
+
+def _target_path(out: Path | None, model: str) -> Path:
+    name = model.rsplit(":", 1)[-1].replace("/", "_") + ".fmpq"
+    if out is None:
+        return Path(name)
+    return out / name if out.is_dir() or not out.suffix else out
