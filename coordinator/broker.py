@@ -65,7 +65,7 @@ class ManagedBroker:
         host: str = "127.0.0.1",
         port: int = 1883,
         kind: str = "auto",
-        warn: Callable[[str], None] = lambda line: None,
+        warn: Callable[[str], object] = str,
     ) -> None:
         self.directory = directory
         self.host = host

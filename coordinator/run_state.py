@@ -85,6 +85,7 @@ class RunState:
                 with journal.transaction():
                     journal.set_meta("config", json.dumps(config.to_dict(), sort_keys=True))
                     journal.set_meta("model", model)
+                    journal.set_meta("thetas", json.dumps(layout.thetas))
                     journal.set_meta("seq", "0")
                     journal.set_meta("started_at", repr(clock()))
                     journal.set_meta("program", sha256)

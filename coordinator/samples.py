@@ -31,13 +31,13 @@ class ArraySamples:
 
     def images(self, start: int, stop: int) -> memoryview:
         """Images start..stop-1 as bytes."""
-        return memoryview(self._images[start:stop].reshape(-1))
+        return self._images[start:stop].reshape(-1).data
 
     def labels(self, start: int, stop: int) -> memoryview:
         """Labels start..stop-1 as uint16."""
-        return memoryview(self._labels[start:stop])
+        return self._labels[start:stop].data
 
     def batch(self, indices: Sequence[int]) -> tuple[memoryview, memoryview]:
         """Images (bytes) and labels (uint16) at the indices, in their order."""
         index = np.asarray(indices, np.intp)
-        return memoryview(self._images[index].reshape(-1)), memoryview(self._labels[index])
+        return self._images[index].reshape(-1).data, self._labels[index].data

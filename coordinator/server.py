@@ -24,9 +24,7 @@ class Server:
         say: receives lines for the operator.
     """
 
-    def __init__(
-        self, machine: Machine, transport: Transport, fleet: str, say: Callable[[str], None] = lambda line: None
-    ) -> None:
+    def __init__(self, machine: Machine, transport: Transport, fleet: str, say: Callable[[str], object] = str) -> None:
         self.machine = machine
         self.transport = transport
         self.topics = Topics(fleet)

@@ -1,0 +1,201 @@
+"""A coordinator put together: data directory, broker, machine and server, started and stopped in the right order."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmpq.coordinator import admission, evaluate, layout, source, strategies
+from fedmpq.coordinator.blobs import BlobStore
+from fedmpq.coordinator.broker import ManagedBroker
+from fedmpq.coordinator.config import RunConfig
+from fedmpq.coordinator.engine import Engine
+from fedmpq.coordinator.journal import FILE, Journal
+from fedmpq.coordinator.machine import Machine
+from fedmpq.coordinator.run_state import RunState
+from fedmpq.coordinator.server import Server
+from fedmpq.coordinator.source import Source
+from fedmpq.edge_runtime.mqtt import Broker, MqttTransport
+from fedmpq.edge_runtime.shard import Shard
+from fedmpq.errors import ConfigError, RoundError, UsageError
+
+
+@dataclass(frozen=True)
+class Where:
+    """How a coordinator reaches its fleet.
+
+    Attributes:
+        fleet: name of the fleet, part of every topic.
+        broker: URL of a broker; None starts a managed one.
+        host, port, kind: of the managed broker.
+        tls: CA, certificate and key files for `broker`.
+    """
+
+    fleet: str = "fleet"
+    broker: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 1883
+    kind: str = "auto"
+    tls: tuple[Path | None, Path | None, Path | None] = (None, None, None)
+
+
+def stored_run(directory: Path) -> tuple[RunConfig, Source] | None:
+    """Configuration and program of the run in a data directory; None if there is none yet."""
+    if not (directory / FILE).is_file():
+        return None
+    journal = Journal(directory, read_only=True)
+    try:
+        program_id, config = journal.meta("program"), journal.meta("config")
+    finally:
+        journal.close()
+    if program_id is None or config is None:
+        return None
+    program = BlobStore(directory / "blobs").get(program_id)
+
+    def unused() -> Any:
+        raise AssertionError("a run that exists keeps its first model")
+
+    return RunConfig.from_dict(json.loads(config)), Source(program, layout.of_program(program), unused, "journal")
+
+
+def make_config(strategy: str, values: Mapping[str, Any]) -> RunConfig:
+    """A run's configuration: the defaults, then what the strategy sets, then what the user asked for."""
+    return RunConfig.from_dict({**strategies.choices(strategy), **values})
+
+
+class Service:
+    """A running coordinator.
+
+    Args:
+        directory: data directory.
+        config: of the run.
+        origin: program and first model.
+        test: shard that global models are judged on; None for no evaluation.
+        where: how it reaches its fleet.
+        say: receives lines for the operator.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        config: RunConfig,
+        origin: Source,
+        test: Shard | None,
+        where: Where,
+        *,
+        say: Callable[[str], object] = str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if test is not None:
+            source.check_fit(origin.program, test, f"the test shard {test.path}")
+        self._say = say
+        self.run = RunState.open(
+            directory,
+            config,
+            origin.layout,
+            origin.program,
+            origin.initial,
+            admission.planner_of(origin.program, config.settings),
+            clock,
+        )
+        self.broker: ManagedBroker | None = None
+        try:
+            judge = None if test is None else evaluate.TestSet(Engine("core", origin.program), config, test)
+            self.machine = Machine(self.run, judge)
+            if where.broker is None:
+                self.broker = ManagedBroker(
+                    directory / "broker", host=where.host, port=where.port, kind=where.kind, warn=say
+                )
+                self.broker.start()
+                self.url = self.broker.url
+            else:
+                self.url = where.broker
+            ca, certificate, key = where.tls
+            address = Broker.from_url(self.url, ca=ca, certificate=certificate, key=key)
+            transport = MqttTransport(address, f"fmpq-{where.fleet}-coordinator")
+            self.server = Server(self.machine, transport, where.fleet, say)
+            self.server.connect()
+        except BaseException:
+            self.close(linger_s=0.0)
+            raise
+
+    def serve(
+        self,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        changed: Callable[[RunState], object] | None = None,
+        linger_s: float = 2.0,
+    ) -> None:
+        """Serves until the run is finished (plus `linger_s` for the devices to hear it) or `stop` says so.
+
+        Args:
+            stop: asked after every step.
+            changed: called after every step that may have moved something, at most a few times a second.
+            linger_s: seconds to go on after the last round.
+
+        Raises:
+            RoundError: the run cannot go on; NetworkError: the broker is lost for good.
+        """
+        last_look = 0.0
+        end: float | None = None
+        while not stop():
+            if self.broker is not None:
+                self.broker.ensure()
+            try:
+                self.server.step()
+            except RoundError as error:
+                with self.run.journal.transaction() as journal:
+                    journal.event(self.run.clock(), "failed", 0, detail=error.message)
+                raise
+            now = time.monotonic()
+            if changed is not None and now - last_look >= 0.25:
+                last_look = now
+                changed(self.run)
+            if self.machine.finished:
+                end = now + linger_s if end is None else end
+                if now >= end:
+                    break
+        if changed is not None:
+            changed(self.run)
+
+    def close(self, linger_s: float = 0.2) -> None:
+        """Says goodbye, then stops the broker if it is ours, then gives up the directory."""
+        if hasattr(self, "server"):
+            self.server.close()
+            time.sleep(linger_s)
+        if self.broker is not None:
+            self.broker.stop()
+        self.run.close()
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """KEY=VALUE of the command line, the value read as JSON where it is, else as a string."""
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise UsageError(f"{text!r} is not KEY=VALUE")
+    try:
+        return key.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return key.strip(), value.strip()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A configuration file in TOML; ConfigError names file and line, or the key."""
+    import tomllib
+
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path}: {error}") from None
+    try:
+        RunConfig.from_dict({key: value for key, value in values.items() if key != "strategy"})
+    except ConfigError as error:
+        raise ConfigError(f"configuration {path}: {error.message}", error.hint) from None
+    return values

@@ -1,0 +1,29 @@
+"""The systems of the paper (Chen & Vikalo, CVPR 2024), one small module each.
+
+A strategy of integer training is a set of choices of `RunConfig`; the round machine is the same for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedmpq.coordinator.strategies import ablation, aqfl, fedmpq, fpq8
+from fedmpq.errors import ConfigError
+
+#: Strategies that train in integers on the devices, with the choices that define them.
+STRATEGIES: dict[str, Mapping[str, Any]] = {
+    "fedmpq": fedmpq.DEFAULT,
+    "fedmpq-paper": fedmpq.PAPER,
+    "aqfl": aqfl.DEFAULT,
+    "aqfl-paper": aqfl.PAPER,
+    "fpq8": fpq8.DEFAULT,
+    **ablation.SETTINGS,
+}
+
+
+def choices(name: str) -> Mapping[str, Any]:
+    """The configuration keys a strategy sets; ConfigError lists the names there are."""
+    if name not in STRATEGIES:
+        raise ConfigError(f"unknown strategy {name!r}", f"one of {', '.join(STRATEGIES)}")
+    return {**STRATEGIES[name], "strategy": name}

@@ -1,0 +1,14 @@
+"""FPQ8: every layer at 8 bits on every device, 8-bit activations; devices without the memory are left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DEFAULT: dict[str, Any] = {
+    "policy": "eight",
+    "act_bits": 8,
+    "lasso": 0.0,
+    "prune_density": 0.0,
+    "scale": "max",
+    "aggregation": "models",
+}

@@ -1,0 +1,320 @@
+"""`fedmpq coordinator`: serve a fleet, and look into a run from its data directory."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedmpq.cli._common import emit, example, human_bytes, json_option, note, print_table
+from fedmpq.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedmpq.coordinator.config import RunConfig
+    from fedmpq.coordinator.journal import Journal
+    from fedmpq.coordinator.source import Source
+    from fedmpq.edge_runtime.shard import Shard
+
+_dir_option = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("fedmpq-run"),
+    help="The coordinator's data directory: journal, models, updates.",
+)
+
+
+@click.group(
+    epilog=example(
+        "fedmpq coordinator serve resnet8 --test shards/test.shard --rounds 10 --devices 4",
+        "fedmpq coordinator status --dir fedmpq-run",
+    )
+)
+def command() -> None:
+    """Serve a fleet and look into it."""
+
+
+@command.command(
+    "serve",
+    epilog=example(
+        "fedmpq coordinator serve resnet20 --test shards/test.shard --rounds 50 --devices 10",
+        "fedmpq coordinator serve digits.fmpq --broker mqtts://user@broker.example --set lr=0.05",
+    ),
+)
+@click.argument("model", required=False)
+@_dir_option
+@click.option("--test", type=click.Path(path_type=Path), help="Shard of images that every global model is judged on.")
+@click.option("--strategy", help="fedmpq (default), fedmpq-paper, aqfl, aqfl-paper, fpq8 or an ablation-… setting.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds of the run (10).")
+@click.option("--devices", type=click.IntRange(1), help="Admitted devices that must be there to start a round (1).")
+@click.option("--epochs", type=click.IntRange(1, 1000), help="Local epochs of a round (1).")
+@click.option("--batch", type=click.IntRange(1, 4096), help="Batch size of local training (64).")
+@click.option("--lr", type=click.FloatRange(0), help="Learning rate of the first round (0.1).")
+@click.option("--deadline", type=click.FloatRange(min=0, min_open=True), help="Seconds a round may take (300).")
+@click.option(
+    "--quorum", type=click.IntRange(1, 100), help="Percent of updates a deadline needs to close a round (60)."
+)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Fixes every random choice (1).")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file with any keys of a run.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of a run's configuration.")
+@click.option("--fleet", default="fleet", help="Name of the fleet, part of every topic.")
+@click.option("--broker", help="URL of a broker that runs already: mqtt[s]://[user@]host[:port].")
+@click.option("--ca", type=click.Path(path_type=Path), help="CA certificate of a TLS broker.")
+@click.option("--cert", type=click.Path(path_type=Path), help="Client certificate for a TLS broker.")
+@click.option("--key", type=click.Path(path_type=Path), help="Key of the client certificate.")
+@click.option("--listen", default="127.0.0.1", help="Interface of the managed broker.")
+@click.option("--port", type=click.IntRange(0, 65535), default=1883, help="Port of the managed broker, 0 for any.")
+@click.option(
+    "--broker-kind",
+    type=click.Choice(["auto", "mosquitto", "amqtt"]),
+    default="auto",
+    help="Which broker to manage; auto prefers Mosquitto.",
+)
+@json_option
+def serve(
+    model: str | None,
+    directory: Path,
+    test: Path | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    fleet: str,
+    broker: str | None,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    listen: str,
+    port: int,
+    broker_kind: str,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Run the rounds of a federated training; go on where a stopped coordinator left off.
+
+    MODEL is an artifact file, a built-in model or package.module:factory; it can be left out when the data directory
+    holds a run already. The command ends when the last round is committed.
+    """
+    from fedmpq.cli._fleet_view import watching
+    from fedmpq.coordinator import status as facts
+    from fedmpq.coordinator.service import Service, Where
+    from fedmpq.edge_runtime.shard import Shard
+
+    shard = Shard(test) if test is not None else None
+    config, origin = _run_of(model, directory, shard, config_file, settings, asked)
+    where = Where(fleet, broker, listen, port, broker_kind, (ca, cert, key))
+    with _stoppable() as stopped:
+        service = Service(directory, config, origin, shard, where, say=note)
+        try:
+            note(f"run {config.run!r} ({config.strategy}, {origin.name}), fleet {fleet!r} on {service.url}")
+            with watching(service.run) as changed:
+                service.serve(stop=lambda: bool(stopped), changed=changed)
+            result = facts.status(service.run.journal)
+        finally:
+            service.close()
+    emit(result, as_json, _print_status)
+
+
+def _run_of(
+    model: str | None,
+    directory: Path,
+    shard: Shard | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    asked: dict[str, Any],
+) -> tuple[RunConfig, Source]:
+    """Configuration and program: of the run in the directory, or new ones."""
+    from fedmpq.coordinator import service, source
+    from fedmpq.coordinator.config import RunConfig
+
+    names = {"devices": "min_devices", "deadline": "deadline_s", "quorum": "quorum_percent"}
+    values = {} if config_file is None else service.read_config(config_file)
+    values |= {names.get(name, name): value for name, value in asked.items() if value is not None}
+    values |= dict(service.parse_setting(text) for text in settings)
+    strategy = values.pop("strategy", None)
+    stored = service.stored_run(directory)
+    if stored is not None:
+        config, origin = stored
+        if strategy is not None:
+            values = {**service.make_config(strategy, values).to_dict(), **values}
+        return RunConfig.from_dict({**config.to_dict(), **values}), origin
+    if model is None:
+        raise UsageError(f"{directory} holds no run yet", "name the MODEL to train: an artifact file or resnet8")
+    config = service.make_config(strategy or "fedmpq", values)
+    if Path(model).is_file() and not model.endswith(".py"):
+        return config, source.of_artifact(Path(model))
+    if shard is None:
+        raise UsageError(
+            f"model {model!r} is built for the images at hand", "give --test SHARD, or an artifact file as MODEL"
+        )
+    pad = shard.shape[0] // 8 if config.crop else 0
+    return config, source.of_model(model, shard, shard.mean, crop_pad=min(pad, 16), seed=config.seed)
+
+
+@contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """A list that fills when the process is asked to end, so that it ends between two transitions."""
+    received: list[int] = []
+
+    def note_signal(number: int, _frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    old = {number: signal.signal(number, note_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _journal(directory: Path) -> Iterator[Journal]:
+    from fedmpq.coordinator.journal import Journal
+
+    journal = Journal(directory, read_only=True)
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+@command.command("status", epilog=example("fedmpq coordinator status", "fedmpq coordinator status --dir runs/a --json"))
+@_dir_option
+@json_option
+def status(directory: Path, as_json: bool) -> None:
+    """Show where a run stands, what it waits for, and who was refused and why."""
+    from fedmpq.coordinator import status as facts
+
+    with _journal(directory) as journal:
+        result = facts.status(journal)
+    emit(result, as_json, _print_status)
+
+
+@command.command("devices", epilog=example("fedmpq coordinator devices"))
+@_dir_option
+@json_option
+def devices(directory: Path, as_json: bool) -> None:
+    """List the fleet: bits, memory planned, measured and left, last round, failures with their reasons."""
+    from fedmpq.coordinator import status as facts
+
+    with _journal(directory) as journal:
+        result = {"devices": facts.devices(journal)}
+    emit(result, as_json, _print_devices)
+
+
+@command.command("profile", epilog=example("fedmpq coordinator profile", "fedmpq coordinator profile --json"))
+@_dir_option
+@json_option
+def profile(directory: Path, as_json: bool) -> None:
+    """Show what each device measured: RAM, limit, planned and measured bytes by bit-width, the budget that follows."""
+    from fedmpq.coordinator import status as facts
+
+    with _journal(directory) as journal:
+        result = {"devices": facts.profiles(journal)}
+    emit(result, as_json, _print_profiles)
+
+
+@command.command(
+    "export-model", epilog=example("fedmpq coordinator export-model --bits 4 --out model.fmpq --dir fedmpq-run")
+)
+@_dir_option
+@click.option("--bits", type=click.IntRange(1, 8), default=8, help="Bits of every layer.")
+@click.option(
+    "--round", "round_no", type=click.IntRange(0), help="Which round's result, 0 for the first model; else the latest."
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Artifact file to write.")
+@json_option
+def export_model(directory: Path, bits: int, round_no: int | None, out: Path, as_json: bool) -> None:
+    """Write a global model as an artifact."""
+    from fedmpq.coordinator.model_export import export
+
+    with _journal(directory) as journal:
+        result = export(journal, directory, bits, round_no, out)
+    emit(result, as_json)
+
+
+def _print_status(result: dict[str, Any]) -> None:
+    counts = result["devices"]
+    print_table(
+        ["run", "strategy", "round", "phase", "accuracy %", "devices", "online", "admitted", "refused"],
+        [
+            [
+                result["run"],
+                result["strategy"],
+                f"{result['round']} of {result['rounds_planned']}",
+                result["phase"],
+                result["last_accuracy"],
+                counts["known"],
+                counts["online"],
+                counts["admitted"],
+                counts["refused"],
+            ]
+        ],
+    )
+    if result["failure"]:
+        click.echo(f"failed: {result['failure']}")
+    if result["waiting_for"]:
+        click.echo(f"waiting for {result['waiting_for']}")
+    for row in result["refused"]:
+        click.echo(f"refused {row['device']}: {row['reason']}: {row['detail']}")
+    print_table(
+        ["round", "accuracy %", "loss", "updates", "bytes up", "bytes down", "seconds", "not counted"],
+        [
+            [
+                row["round"],
+                row["accuracy"],
+                row["loss"],
+                f"{row['accepted']} of {row['selected']}",
+                row["bytes_up"],
+                row["bytes_down"],
+                row["seconds"],
+                ", ".join(
+                    f"{d['device']}: {d['state']} ({d['reason']})" for d in row["devices"] if d["reason"] is not None
+                ),
+            ]
+            for row in result["rounds"]
+        ],
+    )
+
+
+def _print_devices(result: dict[str, Any]) -> None:
+    print_table(
+        ["device", "state", "samples", "budget", "bits", "planned", "measured", "limit", "left", "last round", "why"],
+        [
+            [
+                row["device"],
+                ("online" if row["online"] else "offline") + f", {row['admission']}",
+                row["samples"],
+                row["budget_bits"],
+                "".join(map(str, row["bits"])) if row["bits"] else None,
+                row["planned_bytes"],
+                row["measured_bytes"],
+                row["limit_bytes"],
+                row["headroom_bytes"],
+                f"{row['last_round']} {row['last_state']}" if row["last_round"] else None,
+                row["detail"] or row["last_reason"] or "",
+            ]
+            for row in result["devices"]
+        ],
+    )
+
+
+def _print_profiles(result: dict[str, Any]) -> None:
+    for row in result["devices"]:
+        verdict = (
+            f"budget {row['budget_bits']} bits ({row['planned_bytes']:,} bytes)"
+            if row["budget_bits"]
+            else f"refused, {row['reason']}: {row['detail']}"
+        )
+        print_table(
+            ["bits", "planned", "measured", "fits"],
+            [[p["bits"], p["planned_bytes"], p["measured_bytes"], p["fits"]] for p in row["plans"]],
+            title=(
+                f"{row['device']}: RAM {human_bytes(row['ram_bytes'])}, arena limit {row['limit_bytes']:,} bytes "
+                f"({row['limit_source']}), {row['samples']} samples, {row['machine']} {row['isa']} → {verdict}"
+            ),
+        )
