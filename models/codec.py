@@ -17,14 +17,15 @@ import numpy.typing as npt
 from fedmpq.errors import FormatError, TruncatedError
 
 Planes = Sequence[bytes]
-Integers = npt.NDArray[np.int16 | np.int32]
+Integers = npt.NDArray[np.int16]
 Floats = npt.NDArray[np.float64]
 Fx = tuple[int, int]
 Scale = Literal["max", "mse"]
 
-#: Most magnitude planes of a stored weight: 8 bits and 8 guard planes.
-MAX_PLANES = 16
-_INT16_PLANES = 15
+#: Most magnitude planes of a stored weight, guard planes included: it fits int16.
+MAX_PLANES = 15
+#: Layers without a larger weight count as zero; their step would leave the range of the arithmetic.
+_SMALLEST_WEIGHT = 2.0**-100
 
 
 def plane_bytes(theta: int) -> int:
@@ -47,7 +48,7 @@ def pack(q: npt.ArrayLike, n: int) -> list[bytes]:
 
 
 def unpack(planes: Planes, theta: int) -> Integers:
-    """Planes to `theta` integer weights, flat: int16, or int32 for 16 magnitude planes.
+    """Planes to `theta` integer weights, flat.
 
     Raises:
         TruncatedError: a plane is not ⌈theta/8⌉ bytes long.
@@ -56,7 +57,7 @@ def unpack(planes: Planes, theta: int) -> Integers:
     if not 2 <= len(planes) <= MAX_PLANES + 1:
         raise FormatError(f"a layer has {len(planes)} planes, expected a sign plane and 1 to {MAX_PLANES} more")
     sign, *magnitudes = (_bits(plane, theta, index) for index, plane in enumerate(planes))
-    total = np.zeros(theta, _integer_type(len(magnitudes)))
+    total = np.zeros(theta, np.int16)
     for i, plane in enumerate(magnitudes):
         total |= plane.astype(total.dtype) << i
     if bool(np.any(sign.astype(bool) & (total == 0))):
@@ -102,15 +103,15 @@ def quantise(weights: npt.ArrayLike, n: int, scale: Scale = "max", *, guard: int
     values = np.asarray(weights, dtype=np.float64)
     top = 2**n - 1
     largest = float(np.abs(values).max(initial=0.0))
-    if largest == 0.0 or not math.isfinite(largest):
-        if largest != 0.0:
-            raise ValueError("weights must be finite")
-        return np.zeros(values.shape, _integer_type(n + guard)), fx_from_float(1.0 / top)
+    if not math.isfinite(largest):
+        raise ValueError("weights must be finite")
+    if largest < _SMALLEST_WEIGHT:
+        return np.zeros(values.shape, np.int16), fx_from_float(1.0 / top)
     clip = largest if scale == "max" else _best_clip(values.reshape(-1), largest, top)
     step = fx_from_float(clip / top)
     limit = top << guard
     q = np.rint(values / (fx_to_float(step) / 2**guard))
-    return np.clip(q, -limit, limit).astype(_integer_type(n + guard)), step
+    return np.clip(q, -limit, limit).astype(np.int16), step
 
 
 def dequantise(q: npt.ArrayLike, step: Fx, *, guard: int = 0) -> Floats:
@@ -139,10 +140,6 @@ def _bits(plane: bytes, theta: int, index: int) -> npt.NDArray[np.uint8]:
     if bool(bits[theta:].any()):
         raise FormatError(f"plane {index} has a pad bit set")
     return bits[:theta]
-
-
-def _integer_type(planes: int) -> type[np.int16 | np.int32]:
-    return np.int16 if planes <= _INT16_PLANES else np.int32
 
 
 def _best_clip(values: Floats, largest: float, top: int) -> float:

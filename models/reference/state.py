@@ -103,7 +103,9 @@ def unpack(record: Record, state: StateLike, device: torch.device) -> Layer:
     theta = record.cout * record.fan_in
     where = f"layer {record.name}"
     mantissa, exponent = state.step
-    if not (1 <= state.bits <= 8 and 0 <= state.guard <= 8 and len(state.planes) == 1 + state.bits + state.guard):
+    if not (1 <= state.bits <= 8 and 0 <= state.guard <= 8 and state.bits + state.guard <= codec.MAX_PLANES):
+        raise FormatError(f"{where}: {state.bits} bits and {state.guard} guard planes are out of range")
+    if len(state.planes) != 1 + state.bits + state.guard:
         raise FormatError(f"{where}: {len(state.planes)} planes for {state.bits} bits and {state.guard} guard planes")
     if not (2**30 <= mantissa < 2**31 and abs(exponent) <= 1000):
         raise FormatError(f"{where}: the step {state.step} is not a normalised mantissa and exponent")

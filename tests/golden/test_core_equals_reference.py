@@ -52,7 +52,7 @@ def _cases() -> list[Case]:
         Case("flip-only", small, 4, plan={"crop": False}),
         Case("guard4", small, 2, steps=6, plan={"guard": 4}, momentum=True, lasso=0.1),
         Case("guard6", small, _mixed(small), plan={"guard": 6}),
-        Case("guard8", small, 8, plan={"guard": 8, "act_bits": 8}, momentum=True),
+        Case("guard7", small, 8, plan={"guard": 7, "act_bits": 8}, momentum=True),
         Case("micro", small, 4, batch=12, plan={"micro_batch": 4}, momentum=True),
         Case("micro-rest", small, 3, batch=11, plan={"micro_batch": 4}, lasso=0.1),
         Case("micro1", small, 4, batch=3, plan={"micro_batch": 1, "guard": 3}),

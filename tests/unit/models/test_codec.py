@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from fedmpq.errors import FormatError, TruncatedError
 from fedmpq.models import codec
 
-BITS = st.integers(1, 16)
+BITS = st.integers(1, 15)
 
 
 @st.composite
