@@ -91,6 +91,7 @@ class Agent:
     ) -> None:
         self.options = options
         self.finished = False
+        self.rounds_trained = 0
         self.assignment: Assignment | None = None
         self._transport, self._store, self._samples, self._core = transport, store, samples, core
         self._clock, self._trials = clock, trials
@@ -175,6 +176,7 @@ class Agent:
         if assignment is None or assignment.fetching or assignment.fetch is None or self._answered():
             return False
         if not assignment.train() and self._answered():
+            self.rounds_trained += assignment.trained
             self.assignment = None
             self._timer["answer"].reset()
         return True

@@ -49,6 +49,7 @@ class Assignment:
         self.plan = plan
         self.fetch: Fetch | None = None
         self.progress = Progress()
+        self.trained = False
         self._core, self._program, self._store = core, program, store
         self._samples, self._limits = samples, limits
         self._core_plan = core_plan(core, plan.settings, plan.bits, limits.threads)
@@ -146,6 +147,7 @@ class Assignment:
             layers=tuple(layer.reference() for layer in layers),
         )
         self._store.update(update=encode(update), settled=False)
+        self.trained = True
         log.info("round %d: trained %d steps", self.plan.round, self.progress.steps)
         self.close()
 

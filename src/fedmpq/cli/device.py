@@ -1,0 +1,200 @@
+"""`fedmpq device`: what this device can train, and the agent that makes it a member of a fleet.
+
+Runs without torch, NumPy or any other package than the base ones; rich is imported for tables only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fedmpq.cli._common import ByteSize, emit, example, human_bytes, json_option, note, print_table
+
+if TYPE_CHECKING:
+    from fedmpq.edge_runtime.artifact import Artifact
+    from fedmpq.edge_runtime.protocol import Settings
+
+_limit_option = click.option(
+    "--memory-limit",
+    type=ByteSize(),
+    help="Bytes a training arena may take, for example 512KiB. Otherwise measured: cgroup limit, free memory.",
+)
+_threads_option = click.option("--threads", type=click.IntRange(1, 64), default=1, help="Threads of local training.")
+
+
+def _host_name() -> str:
+    """This machine's name as a device name."""
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in socket.gethostname().lower())
+    return name.strip("-_.")[:63] or "device"
+
+
+@click.group(
+    epilog=example(
+        "fedmpq device profile model.fmpq --memory-limit 512KiB",
+        "fedmpq device run --broker mqtt://192.168.1.5 --data client-0.shard",
+    )
+)
+def command() -> None:
+    """Profile this device or run it as a member of a fleet."""
+
+
+@command.command("profile", epilog=example("fedmpq device profile", "fedmpq device profile model.fmpq --batch 16"))
+@click.argument("artifact", required=False, type=click.Path(path_type=Path))
+@click.option("--batch", type=click.IntRange(1, 4096), help="Batch size; by default the artifact's.")
+@_limit_option
+@_threads_option
+@json_option
+def profile(artifact: Path | None, batch: int | None, memory_limit: int | None, threads: int, as_json: bool) -> None:
+    """Measure memory and, for an ARTIFACT, the exact bytes of training it at 1 to 8 bits.
+
+    Each width that fits is measured by a trial step in a child process.
+    """
+    import platform
+
+    from fedmpq.edge_runtime import core, memory
+
+    found = memory.measure(memory_limit)
+    facts: dict[str, Any] = {
+        "machine": platform.machine(),
+        "isa": core.isa(),
+        "isas": core.isas(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "ram_bytes": found.ram,
+        "available_bytes": found.available,
+        "cgroup_bytes": found.cgroup,
+        "budget_bytes": found.budget,
+        "limit_source": found.source,
+    }
+    if artifact is not None:
+        facts.update(_sizes(artifact, batch, found.budget, threads))
+    emit(facts, as_json, _print_profile)
+
+
+def _sizes(path: Path, batch: int | None, budget: int, threads: int) -> dict[str, Any]:
+    """The size table of an artifact's program and the largest uniform width that fits."""
+    from fedmpq.edge_runtime import artifact, core
+    from fedmpq.edge_runtime import profile as profiles
+
+    model = artifact.read(path)
+    settings = _settings_of(model)
+    if batch is not None:
+        settings = replace(settings, batch=batch, micro_batch=None)
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "program"
+        program.write_bytes(model.program)
+        sizes, peak = profiles.trials_in_child(core, program, settings, budget, threads)
+    fitting = [size.bits for size in sizes if size.measured_bytes is not None]
+    return {
+        "program": model.program_id,
+        "batch": settings.batch,
+        "plans": [asdict(size) for size in sizes],
+        "peak_bytes": peak,
+        "largest_bits": max(fitting, default=0),
+    }
+
+
+def _settings_of(model: Artifact) -> Settings:
+    """The settings of an artifact's default plan."""
+    from fedmpq.edge_runtime.protocol import Settings
+
+    plan = model.plan
+    return Settings(**{name: plan[name] for name in Settings.__dataclass_fields__})
+
+
+def _print_profile(facts: dict[str, Any]) -> None:
+    click.echo(f"{facts['machine']} ({facts['isa']}), {facts['cpus']} processors")
+    click.echo(f"memory {human_bytes(facts['ram_bytes'])}, available {human_bytes(facts['available_bytes'])}")
+    click.echo(f"a training arena may take {facts['budget_bytes']:,} bytes ({facts['limit_source']})")
+    if "plans" in facts:
+        rows = [
+            [row["bits"], row["planned_bytes"], row["measured_bytes"], "yes" if row["measured_bytes"] else "no"]
+            for row in facts["plans"]
+        ]
+        print_table(["bits", "planned bytes", "measured bytes", "fits"], rows, f"batch {facts['batch']}")
+        click.echo(f"largest width in every layer: {facts['largest_bits'] or 'none'}")
+
+
+@command.command(
+    "run",
+    epilog=example(
+        "fedmpq device run --broker mqtt://192.168.1.5 --data client-0.shard",
+        "fedmpq device run --name pi-1 --data client-0.shard --memory-limit 512KiB --until-finished",
+    ),
+)
+@click.option("--broker", default="mqtt://127.0.0.1:1883", help="mqtt[s]://[user[:password]@]host[:port].")
+@click.option("--fleet", default="fleet", help="Name of the fleet, part of every topic.")
+@click.option("--name", default=_host_name, show_default="host name", help="Name of this device, unique in its fleet.")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="This device's shard of labelled images.")
+@click.option(
+    "--state", type=click.Path(path_type=Path), help="Folder that survives restarts.  [default: ~/.local/state]"
+)
+@_limit_option
+@_threads_option
+@click.option("--until-finished", is_flag=True, help="End when the coordinator's run is over.")
+@click.option("--ca", type=click.Path(path_type=Path), help="CA certificate of a TLS broker.")
+@click.option("--cert", type=click.Path(path_type=Path), help="Client certificate for a TLS broker.")
+@click.option("--key", type=click.Path(path_type=Path), help="Key of the client certificate.")
+@json_option
+def run(
+    broker: str,
+    fleet: str,
+    name: str,
+    data: Path,
+    state: Path | None,
+    memory_limit: int | None,
+    threads: int,
+    until_finished: bool,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    as_json: bool,
+) -> None:
+    """Join a fleet: profile, fetch, train and upload whenever the coordinator asks.
+
+    Stops at SIGTERM or Ctrl-C. Its state survives being killed at any moment.
+    """
+    from fedmpq.edge_runtime import core
+    from fedmpq.edge_runtime.agent import Agent, Options
+    from fedmpq.edge_runtime.mqtt import Broker, MqttTransport
+    from fedmpq.edge_runtime.profile import Limits
+    from fedmpq.edge_runtime.shard import Shard
+    from fedmpq.edge_runtime.store import Store
+    from fedmpq.edge_runtime.topics import checked_name
+
+    checked_name(name, "device")
+    checked_name(fleet, "fleet")
+    address = Broker.from_url(broker, ca=ca, certificate=cert, key=key)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with Shard(data) as shard, Store(state or _state_folder(fleet, name), name) as store:
+        transport = MqttTransport(address, f"fmpq-{fleet}-{name}")
+        options = Options(fleet, name, Limits(memory_limit, threads), until_finished)
+        agent = Agent(options, transport, store, shard, core)
+        note(f"device {name}: {shard.count} images, broker {address}")
+        agent.run(stop.is_set)
+        traffic = transport.traffic
+    result = {
+        "device": name,
+        "finished": agent.finished,
+        "rounds_trained": agent.rounds_trained,
+        "bytes_up": traffic.sent_bytes,
+        "bytes_down": traffic.received_bytes,
+    }
+    emit(result, as_json)
+
+
+def _state_folder(fleet: str, name: str) -> Path:
+    """Where a device's state lives by default (XDG base directories)."""
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "fedmpq" / fleet / name
