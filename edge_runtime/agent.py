@@ -256,8 +256,10 @@ class Agent:
         fetch = self._program_fetch if self._program is None else self.assignment and self.assignment.fetch
         if not fetch or not fetch.add(chunk):
             return
+        timer = self._timer["program" if fetch is self._program_fetch else "blobs"]
+        timer.relax()
         if fetch.window_empty:
-            self._timer["program" if fetch is self._program_fetch else "blobs"].reset()
+            timer.reset()
 
     def _on_ack(self, ack: Ack) -> None:
         if ack.of == "profile":
@@ -283,15 +285,16 @@ class Agent:
         for want in need.wants:
             blob = self._store.get(want.sha256)
             if blob is None:
-                log.error("blob %s of the update is gone", want.sha256[:12])
-                continue
+                log.error("round %d: a blob of the update is damaged, training again", need.round)
+                self._store.update(update=None, settled=False)
+                return
             for index in indices_of(want.bitmap, chunk_count(len(blob))):
                 if room == 0:
                     self._timer["answer"].reset()  # announce again at once: the rest is still needed
                     return
                 self._send(topics.UPDATE, encode_chunk(want.sha256, blob, index))
                 room -= 1
-        self._timer["answer"].reset()
+        self._timer["answer"].relax()
         self._timer["answer"].hold(now, FIRST_S)
 
     # --- steps of tick ------------------------------------------------------------------------------------------

@@ -31,6 +31,10 @@ class Backoff:
         self.attempts = min(self.attempts + 1, 30)
         return True
 
+    def relax(self) -> None:
+        """The peer answers: the next delay is the first again."""
+        self.attempts = min(self.attempts, 1)
+
     def hold(self, now: float, seconds: float) -> None:
         """Not before `seconds` from now."""
         self._at = max(self._at, now + seconds)

@@ -54,7 +54,7 @@ class Fetch:
             if assembly is None or not assembly.add(chunk):
                 return False
             if not assembly.missing:
-                self._store.put(assembly.finish())
+                self._store.put(assembly.finish(), durable=False)
                 del self._open[chunk.sha256]
         except (ProtocolError, HashError):
             return False

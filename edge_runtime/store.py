@@ -136,11 +136,14 @@ class Store:
         """Whether a blob is here (its content is checked when it is read)."""
         return self._blob(sha256).is_file()
 
-    def put(self, blob: bytes) -> str:
-        """Keep a blob; returns its SHA-256. Costs nothing when it is here already."""
+    def put(self, blob: bytes, *, durable: bool = True) -> str:
+        """Keep a blob; returns its SHA-256. Costs nothing when it is here already.
+
+        `durable` waits for the disk; what can be fetched again need not (its hash tells whether it is whole).
+        """
         sha256 = hashlib.sha256(blob).hexdigest()
         if not self.has(sha256):
-            self._replace(self._blob(sha256), blob)
+            self._replace(self._blob(sha256), blob, durable)
         return sha256
 
     def get(self, sha256: str) -> bytes | None:
@@ -191,14 +194,17 @@ class Store:
             )
         return 0, None  # new, or the very first write was cut short
 
-    def _replace(self, path: Path, data: bytes) -> None:
+    def _replace(self, path: Path, data: bytes, durable: bool = True) -> None:
         temporary = path.with_name(f".{path.name}.new")
         try:
             with temporary.open("wb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             temporary.replace(path)
+            if not durable:
+                return
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
