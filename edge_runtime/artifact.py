@@ -23,7 +23,7 @@ SECTIONS = ("program", "weights", "plan", "manifest")
 MAX_JSON = 1 << 20
 
 #: Plan fields: type and inclusive range. `bits` has one entry for each weight layer in record order.
-PLAN_FIELDS: dict[str, tuple[type, int, int]] = {
+PLAN_FIELDS: dict[str, tuple[type[int], int, int]] = {
     "batch": (int, 1, 65535),
     "micro_batch": (int, 1, 65535),
     "act_bits": (int, 4, 8),

@@ -5,7 +5,7 @@ from __future__ import annotations
 GENERAL = "build the model of Conv2d, BatchNorm2d, ReLU, sums, pooling and a final Linear"
 
 _RELU = "use ReLU, ReLU6 or Hardtanh(0, a)"
-_NORMALISE = "use BatchNorm2d; leave the normalisation of images to --mean"
+_NORMALISE = "leave factors and offsets to a batch-norm, and the normalisation of images to --mean and --std"
 _ATTENTION = "attention has no integer record: use a convolutional model"
 _RECURRENT = "recurrent layers have no integer record: use convolutions over time"
 

@@ -17,7 +17,7 @@ from torch.fx import Node
 from fedmpq.errors import ModelError
 from fedmpq.export.advice import advice
 from fedmpq.export.problems import Problems, module_path, op_name
-from fedmpq.export.program import MAX_KERNEL, Kind, ProgramBuilder, Shape, fit_name
+from fedmpq.export.program import MAX_KERNEL, Kind, ProgramBuilder, Record, Shape, fit_name
 from fedmpq.export.state import LayerInit, classifier_state, conv_state
 from fedmpq.export.trace import Graph
 from fedmpq.export.values import Bad, Conv, GlobalMean, MaxOf, Norm, Padded, Shortcut, Sum, Tensor, Value
@@ -68,9 +68,22 @@ class Context:
     owners: dict[str, str] = field(default_factory=dict)  # parameter name -> layer that uses it
 
     def bad(self, node: Node, reason: str, instead: str) -> Bad:
-        """Reports `node` and gives the value that keeps its readers quiet."""
+        """Reports `node`; `stand_in` then replaces its value."""
         self.problems.add(node, reason, instead)
         return Bad()
+
+    def stand_in(self, node: Node) -> Tensor | Bad:
+        """A tensor of the traced shape in place of what could not be lowered, so that all that follows is checked too.
+
+        It is backed by a record that computes nothing; no program is built once something was reported.
+        """
+        shape = out_shape(node)
+        if len(shape) not in {2, 4}:
+            return Bad()
+        full = Shape(1, 1, shape[1]) if len(shape) == 2 else Shape(shape[2], shape[3], shape[1])
+        self.builder.records.append(Record(Kind.CONV, "", 1, 1, 1, 0, 1, full, full, 0))
+        self.builder.shapes.append(full)
+        return Tensor(self.builder.last, full, flat=len(shape) == 2)
 
     def parameter(self, argument: object) -> tuple[str, torch.Tensor] | None:
         """Name and value of a parameter, buffer or constant; None if the argument is computed."""
@@ -106,6 +119,8 @@ class Context:
     def emit_conv(self, norm: Norm, t_out: int, skip: Tensor | Shortcut | None = None) -> Tensor | Bad:
         """Writes the record of a convolution with its batch-norm, skip and ReLU."""
         conv = norm.conv
+        if self.problems.reported(conv.node) or self.problems.reported(norm.node):
+            return self.stand_in(norm.node)
         source = self.tensor(conv.source, conv.node)
         if source is None:
             return Bad()
@@ -128,13 +143,16 @@ class Context:
                 flatten=flatten,
             )
         except ModelError as error:
-            return self.bad(conv.node, error.message, "change the layer's sizes")
+            self.bad(conv.node, error.message, "change the layer's sizes")
+            return self.stand_in(norm.node)
         self.state[name] = conv_state(norm, self.options.std if source.index == 0 else None, flatten=flatten)
         return Tensor(index, self.builder.shapes[index])
 
     def emit_classifier(self, conv: Conv) -> None:
         """Writes the last record: a linear layer (or 1×1 convolution on one pixel) whose output leaves the model."""
         source = conv.source
+        if self.problems.reported(conv.node):
+            return
         if isinstance(source, GlobalMean) and source.tensor is None:
             index = self.builder.global_pool(self.unique(pool_name(source.node)), input=source.source.index)
             found: Tensor | None = Tensor(index, self.builder.shapes[index], flat=True)
@@ -207,9 +225,13 @@ def _visit(context: Context, node: Node) -> None:
     handler = HANDLERS.get(operation)
     if node.op != "call_function" or handler is None:
         if _carries_activation(context, node):
-            context.env[node] = context.bad(node, "no record computes this", advice(operation))
+            for source in inputs:
+                if isinstance(source, Conv):
+                    context.tensor(source, node)  # it lacks its batch-norm, whatever replaces this operation
+            context.bad(node, "no record computes this", advice(operation))
+            context.env[node] = context.stand_in(node)
         return
-    if any(isinstance(value, Bad) for value in inputs):
+    if any(isinstance(source, Bad) for source in inputs):
         context.env[node] = Bad()
         return
     arguments = bind(node)
@@ -217,6 +239,8 @@ def _visit(context: Context, node: Node) -> None:
         value = handler(context, node, arguments)
     except ModelError as error:
         value = context.bad(node, error.message, "change its sizes")
+    if isinstance(value, Bad):
+        value = context.stand_in(node)
     context.env[node] = value
     if operation.endswith("_") and node.args and isinstance(node.args[0], Node):
         context.env[node.args[0]] = value  # in place: later readers of the old name see the new value
@@ -236,7 +260,7 @@ def _finish(context: Context, node: Node) -> None:
     value = context.env.get(outputs[0])
     if isinstance(value, Conv):
         context.emit_classifier(value)
-    elif not isinstance(value, Bad):
+    elif not isinstance(value, Bad) and not context.problems.reported(outputs[0]):
         context.bad(
             outputs[0],
             "the model does not end in a linear layer",

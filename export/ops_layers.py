@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fedmpq.export.lower import Context, handles, map_shape
+from fedmpq.export.lower import Context, handles, map_shape, out_shape
 from fedmpq.export.ops_pool import emit_max_pool
 from fedmpq.export.program import MAX_T
 from fedmpq.export.values import Bad, Conv, GlobalMean, MaxOf, Norm, Padded, Shortcut, Sum, Tensor, Value
@@ -20,22 +20,25 @@ def conv2d(context: Context, node: Node, args: dict[str, Any]) -> Value:
     source = context.env.get(args["input"])
     weight = _weight(context, node, args)
     if weight is None:
-        return Bad()
+        return _broken(context, node)
     name, kernel, bias = weight
     stride, dilation = _same(args["stride"]), _same(args["dilation"])
     if stride is None:
-        return context.bad(node, f"its strides {args['stride']} differ", "use one stride for both directions")
+        context.bad(node, f"its strides {args['stride']} differ", "use one stride for both directions")
+        return _broken(context, node)
     if dilation != 1:
-        return context.bad(node, f"dilation {args['dilation']} has no record", "use a larger kernel or a stride")
+        context.bad(node, f"dilation {args['dilation']} has no record", "use a larger kernel or a stride")
+        return _broken(context, node)
     pad = _conv_padding(args["padding"], kernel)
     if pad is None:
-        return context.bad(node, f"padding {args['padding']} differs by side", "use the same padding on all sides")
+        context.bad(node, f"padding {args['padding']} differs by side", "use the same padding on all sides")
+        return _broken(context, node)
     if isinstance(source, Padded):
         pad += source.pad
         source = source.source
     found = source if isinstance(source, GlobalMean) else context.tensor(source, node)
     if found is None:
-        return Bad()
+        return _broken(context, node)
     return Conv(node, name, found, kernel, bias, kernel.shape[0], stride, pad, int(args["groups"]))
 
 
@@ -44,18 +47,17 @@ def linear(context: Context, node: Node, args: dict[str, Any]) -> Value:
     """A linear layer: a convolution whose kernel is the whole map; the classifier if its output leaves the model."""
     source = context.env.get(args["input"])
     weight = _weight(context, node, args)
-    if weight is None:
-        return Bad()
-    name, matrix, bias = weight
     found = source if isinstance(source, GlobalMean) else context.tensor(source, node)
-    if found is None:
-        return Bad()
+    if weight is None or found is None:
+        return _broken(context, node)
+    name, matrix, bias = weight
     shape = map_shape(found)
     assert shape is not None
     if matrix.shape[1] != shape.elements:
-        return context.bad(
+        context.bad(
             node, f"it mixes {matrix.shape[1]} of the {shape.elements} features", "flatten the map before a Linear"
         )
+        return _broken(context, node)
     kernel = matrix.reshape(matrix.shape[0], shape.c, shape.h, shape.w)
     return Conv(node, name, found, kernel, bias, matrix.shape[0], linear=True)
 
@@ -69,9 +71,9 @@ def batch_norm(context: Context, node: Node, args: dict[str, Any]) -> Value:
     found = {key: context.parameter(args[key]) for key in ("weight", "bias", "running_mean", "running_var")}
     for key, entry in found.items():
         if entry is None and args[key] is not None:
-            return context.bad(node, f"its {key} is computed", "use a plain BatchNorm2d")
-        if entry is not None and not context.claim(node, entry[0], source.name):
-            return Bad()
+            context.bad(node, f"its {key} is computed", "use a plain BatchNorm2d")
+        elif entry is not None:
+            context.claim(node, entry[0], source.name)
     defaults = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
     values = {
         key: torch.full((source.cout,), defaults[key]) if entry is None else entry[1] for key, entry in found.items()
@@ -164,13 +166,24 @@ def add(context: Context, node: Node, args: dict[str, Any]) -> Value:
     if isinstance(skip, Shortcut):
         if skip.step != (2, 2):
             return context.bad(skip.node, f"a shortcut with steps {skip.step} has no record", "use ::2 in both")
-        return Sum(node, norms[0], skip)
+        return _sum(context, node, norms[0], skip)
     tensor = context.tensor(skip, node)
     if tensor is None:
         return Bad()
     if tensor.index == 0:
         return context.bad(node, "the image itself cannot be a skip", "start the branch after the first ReLU")
-    return Sum(node, norms[0], tensor)
+    return _sum(context, node, norms[0], tensor)
+
+
+def _sum(context: Context, node: Node, norm: Norm, skip: Tensor | Shortcut) -> Value:
+    source = skip if isinstance(skip, Tensor) else skip.source
+    if norm.conv.source == source:
+        return context.bad(
+            node,
+            "the branch is a single convolution, which reads what is added",
+            "let the branch hold two convolutions",
+        )
+    return Sum(node, norm, skip)
 
 
 def _weight(context: Context, node: Node, args: dict[str, Any]) -> tuple[str, torch.Tensor, torch.Tensor | None] | None:
@@ -186,6 +199,13 @@ def _weight(context: Context, node: Node, args: dict[str, Any]) -> tuple[str, to
     if not context.claim(node, weight[0], name) or (bias and not context.claim(node, bias[0], name)):
         return None
     return name, weight[1], None if bias is None else bias[1]
+
+
+def _broken(context: Context, node: Node) -> Conv:
+    """In place of a layer that was reported: what follows it is checked as if it stood there."""
+    context.problems.silence(node)
+    weight = torch.zeros(out_shape(node)[1], 1, 1, 1)
+    return Conv(node, "", Tensor(0, context.builder.shapes[0]), weight, None, weight.shape[0])
 
 
 def _same(values: object) -> int | None:

@@ -47,6 +47,14 @@ class Problems:
         where, code = source_line(node)
         self.items.append(Problem(op_name(node), module_path(node), where, code, reason, instead))
 
+    def reported(self, node: Node) -> bool:
+        """Whether something is wrong with `node` already."""
+        return node.name in self._nodes
+
+    def silence(self, node: Node) -> None:
+        """Treats `node` as reported without a line of its own: what it reads was reported."""
+        self._nodes.add(node.name)
+
     def raise_if_any(self, model: str) -> None:
         """Raises one UnsupportedOpError that lists all problems."""
         if not self.items:
@@ -72,7 +80,7 @@ def module_path(node: Node) -> str:
 def source_line(node: Node) -> tuple[str, str]:
     """File:line and text of the user's code that made this node: the last frame outside of torch itself."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if "/torch/" not in frame[0].replace("\\", "/")] or frames
+    own = [frame for frame in frames if "/torch/" not in frame[0].replace("\\", "/")]
     if not own:
         return "", ""
     file, line, code = own[-1]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -109,7 +110,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-@contextmanager
+@contextlib.contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Puts every submodule in evaluation mode and restores each one's own mode."""
     modes = {child: child.training for child in module.modules()}
@@ -121,7 +122,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             child.training = training
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps torch's own warnings out of our output: our errors say what matters."""
     logger = logging.getLogger("torch")
@@ -131,8 +132,9 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     for child in children:
         child.disabled = True
+    sink = io.StringIO()  # torch.export prints the graph so far when it gives up
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -117,7 +117,7 @@ def run(arguments: list[str]) -> int:
 
 def _fail(arguments: Sequence[str], message: str, hint: str, exit_code: int, kind: str) -> int:
     """Print one line on standard error and, where JSON was asked for, the error as the one document."""
-    line = " ".join(message.split())
+    line = "\n  ".join(" ".join(part.split()) for part in message.splitlines())  # a list stays a list
     print(f"fedmpq: error: {line}" + (f" ({hint})" if hint else ""), file=sys.stderr)
     if json_wanted(arguments):
         document = {"error": {"type": kind, "message": message, "hint": hint, "exit_code": exit_code}}

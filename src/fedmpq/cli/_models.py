@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -117,7 +117,7 @@ def plan_options(function: F) -> F:
     return _add(function, options)
 
 
-def _add(function: F, options: list[Callable[[F], F]]) -> F:
+def _add(function: F, options: Sequence[Callable[[F], F]]) -> F:
     for option in reversed(options):
         function = option(function)
     return function
@@ -202,10 +202,7 @@ def choose_plan(program: core.Program, options: PlanOptions, base: core.Plan | N
             raise UsageError("--memory and --profile both give a limit", "leave one of them out")
         from fedmpq.firmware_profiles import profiles
 
-        device = profiles.load(options.profile)
-        limit = device.training
-        if micro is None and options.batch is None:
-            plan = replace(plan, micro_batch=min(plan.batch, device.micro_batch))
+        limit = profiles.load(options.profile).training
     if limit is not None:
         return budget.fit_memory(
             program, plan, limit, cap=options.bits or 8,

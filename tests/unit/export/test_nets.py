@@ -1,0 +1,129 @@
+"""Whole networks through the exporter: what they predict, and that the core trains them to the reference's bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedmpq.edge_runtime import artifact, core
+from fedmpq.export import build, from_module, resolve
+from fedmpq.models.reference.program import parse
+from fedmpq.models.reference.session import ReferenceSession
+from tests.unit.export.nets import NETS, mlp
+
+MEAN = (120, 110, 100)
+STD = (0.25, 0.2, 0.3)
+ZOO = [(name, lambda name=name: resolve(name, num_classes=10, in_channels=3), (3, 16, 16), 10) for name in ("resnet8",)]
+ALL = [pytest.param(*net, id=net[0]) for net in [*NETS, *ZOO]]
+
+Factory = Callable[[], nn.Module]
+
+
+def images(shape: tuple[int, int, int], count: int) -> torch.Tensor:
+    """Smooth random images, pixels 0…255, [N, C, H, W]."""
+    channels, height, width = shape
+    rough = torch.randn(count, channels, max(2, height // 4), max(2, width // 4))
+    mean = torch.tensor(MEAN[:channels])[None, :, None, None]
+    smooth = nn.functional.interpolate(rough, size=(height, width), mode="bilinear")
+    return (smooth * 50 + mean).round().clamp(0, 255)
+
+
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    channels = pixels.shape[1]
+    mean, std = torch.tensor(MEAN[:channels]), torch.tensor(STD[:channels])
+    return (pixels - mean[None, :, None, None]) / 255 / std[None, :, None, None]
+
+
+def nhwc(pixels: torch.Tensor) -> np.ndarray:
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy().astype(np.uint8)
+
+
+@pytest.mark.parametrize(("name", "factory", "shape", "classes"), ALL)
+def test_program_predicts_what_the_module_predicts(
+    name: str, factory: Factory, shape: tuple[int, int, int], classes: int
+) -> None:
+    """Every layout (weights, flattening, statistics, std) is right: 8 bits are close to float; a wrong one is not."""
+    torch.manual_seed(0)
+    net = factory()
+    pixels = images(shape, 48)
+    net.train()
+    with torch.no_grad():
+        for _ in range(40):
+            net(normalised(pixels))
+        expected = net.eval()(normalised(pixels))
+    model = from_module(net, shape, mean=MEAN[: shape[0]], std=STD[: shape[0]], t_out=1, name=name)
+    program = core.Program(model.program)
+    plan = core.Plan(bits=(8,) * len(program.weight_layers), batch=48, act_bits=8)
+    session = build.open_session(program, plan, build.initial_states(model, plan, "max"))
+    logits = torch.tensor(session.predict(nhwc(pixels))) / 65536
+    assert logits.shape == (48, classes)
+    error, size = (logits - expected).square().mean().sqrt(), expected.square().mean().sqrt()
+    # 27 layers of an untrained net wash the signal out while each adds its rounding noise
+    assert error < (0.3 if name == "mobilenet" else 0.1) * size, f"{name}: error {error:.4f} of {size:.4f}"
+
+
+@pytest.mark.parametrize(("name", "factory", "shape", "classes"), ALL)
+def test_core_trains_to_the_bits_of_the_reference(
+    name: str, factory: Factory, shape: tuple[int, int, int], classes: int
+) -> None:
+    torch.manual_seed(1)
+    model = from_module(factory(), shape, mean=MEAN[: shape[0]], crop_pad=1, name=name)
+    program = core.Program(model.program)
+    bits = tuple((2, 4, 8)[i % 3] for i in range(len(program.weight_layers)))
+    plan = core.Plan(bits=bits, batch=4, momentum=True)
+    states = build.initial_states(model, plan)
+    session = build.open_session(program, plan, states)
+    reference = ReferenceSession(model.program, plan)
+    for index, state in enumerate(states):
+        reference.load(index, state)
+    pixels = nhwc(images(shape, 4))
+    labels = (np.arange(4) % classes).astype(np.uint16)
+    hyper = core.Hyper(core.fx(0.05), core.fx(5e-4))
+    for step in range(3):
+        ours = session.step(pixels, labels, hyper, (7, 0, 0, step))
+        theirs = reference.step(pixels, labels, hyper, (7, 0, 0, step))
+        assert (ours.loss_q16, ours.correct, ours.count) == (theirs.loss_q16, theirs.correct, theirs.count)
+    assert session.state_hash() == reference.state_hash()
+    assert session.measured_bytes == session.planned_bytes
+
+
+@pytest.mark.parametrize(("name", "factory", "shape", "classes"), ALL)
+def test_both_parsers_read_every_program(
+    name: str, factory: Factory, shape: tuple[int, int, int], classes: int
+) -> None:
+    model = from_module(factory(), shape, name=name)
+    ours, theirs = core.Program(model.program), parse(model.program)
+    assert [r.name for r in ours.records] == [r.name for r in theirs.records] == [r.name for r in model.records]
+    assert tuple(layer.theta for layer in ours.weight_layers) == model.thetas
+    assert ours.sha256 == theirs.sha256 == model.sha256
+    shapes = artifact.weight_shapes(model.program)
+    assert [(s.record, s.theta, s.params_bytes) for s in shapes] == [
+        (layer.record, layer.theta, layer.params_bytes) for layer in ours.weight_layers
+    ]
+    assert list(model.state) == [layer.name for layer in ours.weight_layers]
+
+
+def test_layers_are_named_by_their_modules() -> None:
+    model = from_module(resolve("resnet20", num_classes=10, in_channels=3), (3, 32, 32))
+    names = [record.name for record in model.records]
+    assert names[:3] == ["conv1", "layer1.0.conv1", "layer1.0.conv2"]
+    assert names[-2:] == ["pool", "fc"]
+
+
+def test_equal_modules_give_equal_bytes() -> None:
+    """A program depends on shapes only, whatever the weights."""
+    first, second = (from_module(mlp(), (1, 8, 8)) for _ in range(2))
+    assert first.program == second.program
+    assert not np.array_equal(first.state["1"].weight, second.state["1"].weight)
+
+
+def test_the_module_keeps_its_mode() -> None:
+    net = mlp().train()
+    net[5].eval()
+    from_module(net, (1, 8, 8))
+    assert net.training
+    assert not net[5].training
