@@ -310,11 +310,12 @@ def _print_profiles(result: dict[str, Any]) -> None:
             if row["budget_bits"]
             else f"refused, {row['reason']}: {row['detail']}"
         )
+        click.echo(
+            f"{row['device']}: {row['machine']}, {row['isa']}, {row['samples']} samples, "
+            f"RAM {human_bytes(row['ram_bytes'])}, arena limit {row['limit_bytes']:,} bytes ({row['limit_source']})"
+        )
+        click.echo(f"  → {verdict}")
         print_table(
             ["bits", "planned", "measured", "fits"],
             [[p["bits"], p["planned_bytes"], p["measured_bytes"], p["fits"]] for p in row["plans"]],
-            title=(
-                f"{row['device']}: RAM {human_bytes(row['ram_bytes'])}, arena limit {row['limit_bytes']:,} bytes "
-                f"({row['limit_source']}), {row['samples']} samples, {row['machine']} {row['isa']} → {verdict}"
-            ),
         )
