@@ -365,7 +365,7 @@ static void to_weights(void *arg, uint32_t sample, uint32_t worker)
     if (r->input)
         fmpq_act_tile(s, f->r, sample, &f->tile, tile, mine + f->w.stream, mine + f->w.scratch);
     else
-        fmpq_input_tile(s, sample, &f->tile, tile);
+        fmpq_input_tile(s, r, sample, &f->tile, tile);
     if (r->groups > 1) {
         fmpq_grouped_weight(r, tile, &f->tile, e, g);
         for (int32_t p = 0; p < r->h_out * r->w_out; p++)
@@ -418,7 +418,7 @@ static void gather_row(const weight_pass *f, uint32_t row, int32_t *u)
         return;
     }
     for (uint32_t k = 0; k < taps * ci; k++) {
-        const int64_t mean = r->input ? 0 : s->p->mean[(uint32_t)co / ((uint32_t)r->cout / r->groups) * ci + k % ci];
+        const int64_t mean = r->input ? 0 : s->p->mean[((uint32_t)co / ((uint32_t)r->cout / r->groups) * ci + k % ci) % s->p->in_c];
         u[k] = (int32_t)fmpq_rshift64((d->gs ? g64[k * step] : g[k * step]) - mean * sum, d->gs);
     }
 }

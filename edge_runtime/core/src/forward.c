@@ -31,7 +31,7 @@ static void convolve(void *arg, uint32_t sample, uint32_t worker)
     if (r->input)
         fmpq_act_tile(s, f->r, sample, &f->tile, tile, mine + f->w.stream, mine + f->w.scratch);
     else
-        fmpq_input_tile(s, sample, &f->tile, tile);
+        fmpq_input_tile(s, r, sample, &f->tile, tile);
     job.a = tile;
     job.out = y;
     if (r->groups > 1)

@@ -117,7 +117,7 @@ uint32_t fmpq_tensor_size(const fmpq_program *p, uint32_t tensor);
 uint32_t fmpq_tensor_scratch(const fmpq_program *p, uint32_t tensor);
 const uint8_t *fmpq_tensor(const fmpq_session *s, uint32_t tensor, uint32_t sample, uint8_t *out, uint8_t *scratch);
 /* the input image, augmented, pixels as they are, into a tile with the mean around it */
-void fmpq_input_tile(const fmpq_session *s, uint32_t sample, const fmpq_geometry *t, uint8_t *tile);
+void fmpq_input_tile(const fmpq_session *s, const fmpq_record *r, uint32_t sample, const fmpq_geometry *t, uint8_t *tile);
 void fmpq_act_tile(const fmpq_session *s, uint32_t record, uint32_t sample, const fmpq_geometry *t, uint8_t *tile, uint8_t *stream, uint8_t *scratch);
 
 /* forward.c, backward.c, classifier.c, update.c, grouped.c */

@@ -36,7 +36,7 @@ void fmpq_pack_forward(const fmpq_session *s, uint32_t i, uint8_t *w, uint8_t *l
         unpack(s, i, 0, d->theta, all);
         for (uint32_t t = 0; !r->input && t < d->theta; t++) { /* the mean of the input channel that the weight reads */
             const uint32_t co = t / d->row_len, cig = ci / r->groups;
-            corr[co] -= all[t] * s->p->mean[co / ((uint32_t)r->cout / r->groups) * cig + t % cig];
+            corr[co] -= all[t] * s->p->mean[(co / ((uint32_t)r->cout / r->groups) * cig + t % cig) % s->p->in_c];
         }
         return;
     }
@@ -54,7 +54,7 @@ void fmpq_pack_forward(const fmpq_session *s, uint32_t i, uint8_t *w, uint8_t *l
                     if (split)
                         low[at] = (uint8_t)(q[k] & 1);
                     if (!r->input)
-                        corr[co] -= q[k] * s->p->mean[c];
+                        corr[co] -= q[k] * s->p->mean[c % s->p->in_c]; /* a flattened image repeats its channels */
                 }
             }
 }

@@ -95,30 +95,34 @@ void fmpq_tensor_make(const fmpq_session *s, uint32_t t, uint32_t sample, uint8_
               fmpq_params_i32(s, i, 0), fmpq_params_i32(s, i, 1), skip, skip_shift, 12 + r->t_out);
 }
 
-void fmpq_input_tile(const fmpq_session *s, uint32_t sample, const fmpq_geometry *t, uint8_t *tile)
+void fmpq_input_tile(const fmpq_session *s, const fmpq_record *r, uint32_t sample, const fmpq_geometry *t, uint8_t *tile)
 {
     const fmpq_program *p = s->p;
     const int32_t h = p->in_h, w = p->in_w, c = p->in_c, pad = p->crop_pad;
     const uint8_t *img = s->images + (size_t)sample * (size_t)(h * w * c);
+    const int flat = r->cin != c; /* a hidden linear layer reads the image as one pixel */
+    const int32_t rows = flat ? h : t->rows, cols = flat ? w : t->cols, step = flat ? c : t->c;
     int32_t dy = pad, dx = pad, flip = 0;
     if (s->training && (s->plan.crop || s->plan.flip)) {
-        const uint32_t r = fmpq_rand(fmpq_stream_of(s->key, FMPQ_STREAM_CROP), sample);
+        const uint32_t draw = fmpq_rand(fmpq_stream_of(s->key, FMPQ_STREAM_CROP), sample);
         if (s->plan.crop) {
-            dy = (int32_t)(((r & 0xffffu) * (uint32_t)(2 * pad + 1)) >> 16);
-            dx = (int32_t)((((r >> 16) & 0x7fffu) * (uint32_t)(2 * pad + 1)) >> 15);
+            dy = (int32_t)(((draw & 0xffffu) * (uint32_t)(2 * pad + 1)) >> 16);
+            dx = (int32_t)((((draw >> 16) & 0x7fffu) * (uint32_t)(2 * pad + 1)) >> 15);
         }
-        flip = s->plan.flip && r >> 31;
+        flip = s->plan.flip && draw >> 31;
     }
-    for (int32_t y = 0; y < t->rows; y++)
-        for (int32_t x = 0; x < t->cols; x++) {
-            uint8_t *o = tile + (y * t->cols + x) * t->c;
+    if (flat)
+        memset(tile + h * w * c, 0, (size_t)(t->c - h * w * c));
+    for (int32_t y = 0; y < rows; y++)
+        for (int32_t x = 0; x < cols; x++) {
+            uint8_t *o = tile + (y * cols + x) * step;
             const int32_t oy = y - t->top, ox = x - t->left;
             const int32_t iy = oy + dy - pad, ix = (flip ? w - 1 - ox : ox) + dx - pad;
             const int inside = oy >= 0 && ox >= 0 && oy < h && ox < w && iy >= 0 && ix >= 0 && iy < h && ix < w;
             const uint8_t *px = inside ? img + (iy * w + ix) * c : p->mean;
             for (int32_t k = 0; k < c; k++)
                 o[k] = px[k];
-            for (int32_t k = c; k < t->c; k++)
+            for (int32_t k = c; k < step; k++)
                 o[k] = 0;
         }
 }
