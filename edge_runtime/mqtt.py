@@ -239,7 +239,8 @@ class MqttTransport:
             return
         broker_limit = getattr(properties, "MaximumPacketSize", None)
         self._limit = min(MAX_MESSAGE, broker_limit - PACKET_OVERHEAD) if broker_limit else MAX_MESSAGE
-        client.subscribe([(pattern, 1) for pattern in self._patterns])
+        if self._patterns:
+            client.subscribe([(pattern, 1) for pattern in self._patterns])
         self._events.put(Connected())
         self._first.set()
 
