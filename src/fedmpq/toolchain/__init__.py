@@ -1,0 +1,1 @@
+"""Builds the core for other processors on one machine: the edge command, device wheels, bare-metal firmware."""
