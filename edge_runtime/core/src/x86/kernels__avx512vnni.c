@@ -3,6 +3,7 @@
 #define SUFFIX avx512vnni
 #include "../elementwise.inc"
 #include "cpu.h"
+#include "elementwise_avx512.h"
 #include <immintrin.h>
 
 static inline __m512i bcast(const uint8_t *p)

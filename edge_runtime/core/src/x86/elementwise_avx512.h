@@ -1,0 +1,242 @@
+/* Hand-written AVX-512 element-wise kernels for channel counts that are multiples of 16; others take the common code. */
+#ifndef FMPQ_ELEMENTWISE_AVX512_H
+#define FMPQ_ELEMENTWISE_AVX512_H
+#include <immintrin.h>
+
+static inline __m512i load_i8(const void *p)
+{
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
+}
+static inline __m512i load_u8(const void *p)
+{
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+}
+static inline __m512i load_i16(const void *p)
+{
+    return _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)p));
+}
+/* int32 lanes that hold an int16 multiplied by an int16 coefficient whose high half is zero: one vpmaddwd */
+static inline __m512i low16(__m512i v)
+{
+    return _mm512_and_si512(v, _mm512_set1_epi32(0xffff));
+}
+
+static void act512(const int8_t *x, uint8_t *out, int32_t n, int32_t c, const int32_t *gacc, const int32_t *bacc, const uint8_t *skip,
+                   int32_t skip_shift, int32_t out_shift)
+{
+    if (c % 16) {
+        NAME(act)(x, out, n, c, gacc, bacc, skip, skip_shift, out_shift);
+        return;
+    }
+    for (int32_t k = 0; k < c; k += 16) {
+        int32_t gs[16], bs[16];
+        __m512i g, b;
+        const __m512i zero = _mm512_setzero_si512();
+        const __m128i so = _mm_cvtsi32_si128(out_shift), ss = _mm_cvtsi32_si128(skip_shift);
+        for (int i = 0; i < 16; i++) {
+            gs[i] = max32(min32((int32_t)fmpq_rshift64(gacc[k + i], 16), 32767), -32767);
+            bs[i] = (int32_t)fmpq_rshift64(bacc[k + i], 8) + (1 << (out_shift - 1));
+        }
+        g = low16(_mm512_loadu_si512(gs));
+        b = _mm512_loadu_si512(bs);
+        if (skip)
+            for (int32_t p = 0; p < n; p++) {
+                const int32_t at = p * c + k;
+                const __m512i v = _mm512_add_epi32(_mm512_madd_epi16(load_i8(x + at), g), b);
+                const __m512i w = _mm512_sra_epi32(_mm512_add_epi32(v, _mm512_sll_epi32(load_u8(skip + at), ss)), so);
+                _mm_storeu_si128((__m128i *)(void *)(out + at), _mm512_cvtusepi32_epi8(_mm512_max_epi32(w, zero)));
+            }
+        else
+            for (int32_t p = 0; p < n; p++) {
+                const int32_t at = p * c + k;
+                const __m512i w = _mm512_sra_epi32(_mm512_add_epi32(_mm512_madd_epi16(load_i8(x + at), g), b), so);
+                _mm_storeu_si128((__m128i *)(void *)(out + at), _mm512_cvtusepi32_epi8(_mm512_max_epi32(w, zero)));
+            }
+    }
+}
+
+static void norm512(const int16_t *y, int8_t *x, int32_t n, int32_t c, const int32_t *a, const int32_t *b, const int32_t *sh)
+{
+    if (c % 16) {
+        NAME(norm)(y, x, n, c, a, b, sh);
+        return;
+    }
+    for (int32_t k = 0; k < c; k += 16) {
+        const __m512i va = _mm512_loadu_si512(a + k), vb = _mm512_loadu_si512(b + k), vs = _mm512_loadu_si512(sh + k);
+        const __m512i lo = _mm512_set1_epi32(-127);
+        for (int32_t p = 0; p < n; p++) {
+            const __m512i v = _mm512_srav_epi32(_mm512_add_epi32(_mm512_madd_epi16(load_i16(y + p * c + k), va), vb), vs);
+            _mm_storeu_si128((__m128i *)(void *)(x + p * c + k), _mm512_cvtsepi32_epi8(_mm512_max_epi32(v, lo)));
+        }
+    }
+}
+
+static void reduce512(int16_t *e, const uint8_t *u, const int8_t *x, int32_t n, int32_t c, int64_t *s1, int64_t *s2, int32_t *mx)
+{
+    if (c % 16) {
+        NAME(reduce)(e, u, x, n, c, s1, s2, mx);
+        return;
+    }
+    for (int32_t k = 0; k < c; k += 16) {
+        __m512i top = _mm512_loadu_si512(mx + k);
+        for (int32_t p0 = 0; p0 < n; p0 += 512) { /* 512 * 32767 * 127 < 2^31 */
+            const int32_t p1 = min32(n, p0 + 512);
+            __m512i a = _mm512_setzero_si512(), b = a;
+            int32_t la[16], lb[16];
+            for (int32_t p = p0; p < p1; p++) {
+                const int32_t at = p * c + k;
+                const __m128i um = _mm_sub_epi8(_mm_loadu_si128((const __m128i *)(const void *)(u + at)), _mm_set1_epi8(1));
+                const __mmask16 keep = _mm_cmplt_epu8_mask(um, _mm_set1_epi8((char)254));
+                const __m256i ev = _mm256_maskz_loadu_epi16(keep, e + at);
+                const __m512i v = _mm512_cvtepi16_epi32(ev);
+                _mm256_storeu_si256((__m256i *)(void *)(e + at), ev);
+                a = _mm512_add_epi32(a, v);
+                b = _mm512_add_epi32(b, _mm512_madd_epi16(_mm512_cvtepu16_epi32(ev), load_i8(x + at)));
+                top = _mm512_max_epi32(top, _mm512_abs_epi32(v));
+            }
+            _mm512_storeu_si512(la, a);
+            _mm512_storeu_si512(lb, b);
+            for (int i = 0; i < 16; i++) {
+                s1[k + i] += la[i];
+                s2[k + i] += lb[i];
+            }
+        }
+        _mm512_storeu_si512(mx + k, top);
+    }
+}
+
+static void bn_back512(const int16_t *e, int8_t *x, int32_t n, int32_t c, const int32_t *ce, const int32_t *cx, const int32_t *c0, fmpq_stream key,
+                       uint32_t base)
+{
+    if (c % 16) {
+        NAME(bn_back)(e, x, n, c, ce, cx, c0, key, base);
+        return;
+    }
+    for (int32_t k = 0; k < c; k += 16) {
+        const __m512i le = _mm512_loadu_si512(ce + k), lx = _mm512_loadu_si512(cx + k), l0 = _mm512_loadu_si512(c0 + k);
+        const __m512i m1 = _mm512_set1_epi32(0x7feb352d), m2 = _mm512_set1_epi32((int)0x846ca68bu), k1 = _mm512_set1_epi32((int)key.k1);
+        const __m512i mask = _mm512_set1_epi32(0x3fffff), lo = _mm512_set1_epi32(-127), step = _mm512_set1_epi32(c);
+        const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        __m512i index = _mm512_add_epi32(lane, _mm512_set1_epi32((int)(base + (uint32_t)k + key.k0)));
+        for (int32_t p = 0; p < n; p++, index = _mm512_add_epi32(index, step)) {
+            const int32_t at = p * c + k;
+            __m512i r = _mm512_xor_si512(index, _mm512_srli_epi32(index, 16)), v;
+            r = _mm512_xor_si512(_mm512_mullo_epi32(r, m1), k1);
+            r = _mm512_mullo_epi32(_mm512_xor_si512(r, _mm512_srli_epi32(r, 15)), m2);
+            r = _mm512_and_si512(_mm512_xor_si512(r, _mm512_srli_epi32(r, 16)), mask);
+            v = _mm512_add_epi32(_mm512_mullo_epi32(load_i16(e + at), le), _mm512_mullo_epi32(load_i8(x + at), lx));
+            v = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_add_epi32(l0, r)), 22);
+            _mm_storeu_si128((__m128i *)(void *)(x + at), _mm512_cvtsepi32_epi8(_mm512_max_epi32(v, lo)));
+        }
+    }
+}
+
+static void stats512(const int16_t *y, int32_t n, int32_t c, int64_t *m1, int64_t *m2)
+{
+    if (c % 16) {
+        NAME(stats)(y, n, c, m1, m2);
+        return;
+    }
+    for (int32_t k = 0; k < c; k += 16)
+        for (int32_t p0 = 0; p0 < n; p0 += 65536) {
+            const int32_t p1 = min32(n, p0 + 65536);
+            __m512i sum = _mm512_setzero_si512(), low = sum, high = sum;
+            int32_t ls[16];
+            uint32_t ll[16], lh[16];
+            for (int32_t p = p0; p < p1; p++) {
+                const __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)(y + p * c + k));
+                const __m512i w = _mm512_cvtepu16_epi32(v), sq = _mm512_madd_epi16(w, w);
+                sum = _mm512_add_epi32(sum, _mm512_cvtepi16_epi32(v));
+                low = _mm512_add_epi32(low, low16(sq));
+                high = _mm512_add_epi32(high, _mm512_srli_epi32(sq, 16));
+            }
+            _mm512_storeu_si512(ls, sum);
+            _mm512_storeu_si512(ll, low);
+            _mm512_storeu_si512(lh, high);
+            for (int i = 0; i < 16; i++) {
+                m1[k + i] += ls[i];
+                m2[k + i] += (int64_t)ll[i] + ((int64_t)lh[i] << 16);
+            }
+        }
+}
+
+static void interleave512(const int8_t *e, int8_t *out, int32_t rows, int32_t cols, int32_t co, int32_t cop, int32_t *sums)
+{
+    if (co % 16 || cols % 4) {
+        NAME(interleave)(e, out, rows, cols, co, cop, sums);
+        return;
+    }
+    for (int32_t k = 0; k < co; k += 16) {
+        __m512i total = _mm512_loadu_si512(sums + k);
+        for (int32_t q = 0; q < rows * cols / 4; q++) {
+            const int8_t *in = e + q * 4 * co + k;
+            const __m128i r0 = _mm_loadu_si128((const __m128i *)(const void *)in);
+            const __m128i r1 = _mm_loadu_si128((const __m128i *)(const void *)(in + co));
+            const __m128i r2 = _mm_loadu_si128((const __m128i *)(const void *)(in + 2 * co));
+            const __m128i r3 = _mm_loadu_si128((const __m128i *)(const void *)(in + 3 * co));
+            const __m128i a = _mm_unpacklo_epi8(r0, r1), b = _mm_unpackhi_epi8(r0, r1);
+            const __m128i f = _mm_unpacklo_epi8(r2, r3), d = _mm_unpackhi_epi8(r2, r3);
+            __m512i v = _mm512_castsi128_si512(_mm_unpacklo_epi16(a, f));
+            v = _mm512_inserti32x4(v, _mm_unpackhi_epi16(a, f), 1);
+            v = _mm512_inserti32x4(v, _mm_unpacklo_epi16(b, d), 2);
+            v = _mm512_inserti32x4(v, _mm_unpackhi_epi16(b, d), 3);
+            _mm512_storeu_si512(out + q * cop * 4 + k * 4, v);
+            total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), v);
+        }
+        _mm512_storeu_si512(sums + k, total);
+    }
+}
+
+/* 16 positions x 16 channels of bytes, transposed: out[ch * plane + x] */
+static inline __attribute__((always_inline)) void transpose16(const uint8_t *in, int32_t pix, uint8_t *out, int32_t plane, int32_t keep)
+{
+    __m128i a[16], b[16];
+    for (int i = 0; i < 16; i++)
+        a[i] = _mm_loadu_si128((const __m128i *)(const void *)(in + i * pix));
+    for (int s = 0; s < 4; s++) { /* four rounds of interleaving row i with row i + 8 */
+        for (int i = 0; i < 8; i++) {
+            b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
+            b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+        }
+        for (int i = 0; i < 16; i++)
+            a[i] = b[i];
+    }
+    if (keep >= 16)
+        for (int i = 0; i < 16; i++)
+            _mm_storeu_si128((__m128i *)(void *)(out + i * plane), a[i]);
+    else
+        for (int i = 0; i < 16; i++)
+            _mm_mask_storeu_epi8(out + i * plane, (__mmask16)((1 << keep) - 1), a[i]);
+}
+
+static void planar512(const uint8_t *in, uint8_t *out, int32_t rows, int32_t cols, int32_t in_row, int32_t c_of, int32_t plane, int32_t row,
+                      int32_t stride)
+{
+    const int32_t pix = c_of >> 16, c = c_of & 0xffff;
+    if (c % 16) {
+        NAME(planar)(in, out, rows, cols, in_row, c_of, plane, row, stride);
+        return;
+    }
+    for (int32_t k = 0; k < c; k += 16)
+        for (int32_t y = 0; y < rows; y++)
+            for (int32_t ph = 0; ph < stride; ph++) {
+                const int32_t n = (cols - ph + stride - 1) / stride;
+                uint8_t *o = out + k * plane + (y * stride + ph) * row;
+                const uint8_t *from = in + y * in_row + ph * pix + k;
+                int32_t x = 0;
+                for (; x + 16 <= n; x += 16)
+                    transpose16(from + x * stride * pix, stride * pix, o + x, plane, 16);
+                for (; x < n; x++)
+                    for (int i = 0; i < 16; i++)
+                        o[i * plane + x] = from[x * stride * pix + i];
+                for (; x < row; x++)
+                    for (int i = 0; i < 16; i++)
+                        o[i * plane + x] = 0;
+            }
+}
+
+#undef ELEMENTWISE_TABLE
+#define ELEMENTWISE_TABLE                                                                                                                          \
+    .stats = stats512, .norm = norm512, .act = act512, .reduce = reduce512, .bn_back = bn_back512, .merge = NAME(merge), .max16 = NAME(max16),     \
+    .quant = NAME(quant), .scale = NAME(scale), .apply = NAME(apply), .planar = planar512, .interleave = interleave512
+#endif
