@@ -120,6 +120,9 @@ def unpack(data: bytes | memoryview, source: str = "artifact") -> Artifact:
     _check_layers(layers, shapes, source)
     plan = _json(sections["plan"], f"{source}: plan")
     check_plan(plan, [layer.bits for layer in layers], f"{source}: plan")
+    guards = {layer.guard for layer in layers}
+    if guards != {plan["guard"]}:
+        raise FormatError(f"{source}: the plan has {plan['guard']} guard planes, its layers {sorted(guards)}")
     manifest = _json(sections["manifest"], f"{source}: manifest")
     _check_manifest(manifest, sections, source)
     return Artifact(program, layers, plan, manifest)

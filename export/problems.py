@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,14 @@ class Problem:
         place = " ".join(part for part in (self.where, f"`{self.code}`" if self.code else "") if part)
         module = f" in {self.module}" if self.module else ""
         return f"{self.op}{module}{f' at {place}' if place else ''}: {self.reason}; {self.instead}"
+
+
+class UnsupportedOperations(UnsupportedOpError):  # noqa: N818
+    """All that stands in the way of one model; `problems` has one entry for each operation."""
+
+    def __init__(self, head: str, problems: Sequence[Problem]) -> None:
+        super().__init__("\n  - ".join([head, *map(str, problems)]))
+        self.problems = tuple(problems)
 
 
 @dataclass
@@ -61,7 +70,7 @@ class Problems:
             return
         count = len(self.items)
         head = f"{model} has {count} unsupported operation{'s' if count > 1 else ''}:"
-        raise UnsupportedOpError("\n  - ".join([head, *map(str, self.items)]))
+        raise UnsupportedOperations(head, self.items)
 
 
 def op_name(node: Node) -> str:

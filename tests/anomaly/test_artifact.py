@@ -33,13 +33,13 @@ def zero_layer(theta: int, params: int, bits: int, guard: int = 0) -> LayerBlobs
 
 def small_plan(bits: list[int]) -> dict[str, object]:
     return {
-        "bits": bits, "batch": 8, "micro_batch": 8, "act_bits": 4, "guard": 0, "momentum": True, "threads": 1,
+        "bits": bits, "batch": 8, "micro_batch": 8, "act_bits": 4, "guard": 1, "momentum": True, "threads": 1,
         "crop": True, "flip": False, "decay_bn": True, "recompute": True,
     }  # fmt: skip
 
 
 def small_artifact() -> Artifact:
-    layers = (zero_layer(27, 60, 2), zero_layer(15, 20, 3, guard=1))
+    layers = (zero_layer(27, 60, 2, guard=1), zero_layer(15, 20, 3, guard=1))
     return Artifact(small_program(), layers, small_plan([2, 3]), {"model": "small", "budget": None})
 
 
@@ -165,7 +165,7 @@ def test_plane_of_wrong_length_shifts_nothing_silently() -> None:
 
 
 def test_weights_of_another_program_are_refused() -> None:
-    layers = (zero_layer(28, 60, 2), zero_layer(15, 20, 3))
+    layers = (zero_layer(28, 60, 2, guard=1), zero_layer(15, 20, 3, guard=1))
     with pytest.raises(FormatError, match=r"'conv1' has 28 weights .* asks for 27"):
         artifact.pack(dataclasses.replace(small_artifact(), layers=layers))
 
@@ -185,6 +185,7 @@ def test_too_few_layers_are_refused() -> None:
         ({"act_bits": 5}, "must be 4 or 8"),
         ({"micro_batch": 9}, "exceeds batch"),
         ({"colour": 1}, "colour"),
+        ({"guard": 0}, r"0 guard planes, its layers \[1\]"),
     ],
 )
 def test_bad_plan_names_the_field(change: dict[str, object], message: str) -> None:

@@ -1,0 +1,191 @@
+"""What cannot be exported is reported all at once: operation, source line, what to use instead."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedmpq.errors import ModelError, UnsupportedOpError
+from fedmpq.export import from_module
+from fedmpq.export.problems import UnsupportedOperations
+from tests.unit.export.nets import conv_bn
+
+SHAPE = (3, 8, 8)
+
+
+class Net(nn.Module):
+    """A stem, a body given as a function, and a classifier."""
+
+    def __init__(self, body: Callable[[Net, Tensor], Tensor], features: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*conv_bn(3, 8))
+        self.body = body
+        self.conv, self.bn = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv3, self.bn3 = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        self.gelu, self.norm = nn.GELU(), nn.GroupNorm(2, 8)
+        self.fc = nn.Linear(features, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(self, self.stem(x))
+        return self.fc(x.mean((2, 3)) if x.dim() == 4 else x)
+
+
+class Wrong(Net):
+    """Wrong in six ways."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.gelu(self.bn(self.conv(self.stem(x))))
+        y = torch.sigmoid(self.conv2(x))
+        x = torch.cat([x, y], 1)[:, :8]
+        x = self.norm(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def problems(net: nn.Module, shape: tuple[int, int, int] = SHAPE) -> list[str]:
+    with pytest.raises(UnsupportedOpError) as caught:
+        from_module(net, shape)
+    assert isinstance(caught.value, UnsupportedOperations)
+    assert len(caught.value.message.splitlines()) == 1 + len(caught.value.problems)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_all_problems_come_at_once_with_line_and_advice() -> None:
+    found = problems(Wrong(lambda _, x: x))
+    first = inspect.getsourcelines(Wrong.forward)[1]
+    expected = [
+        ("aten.gelu in gelu", 1, "use ReLU"),
+        ("aten.conv2d in conv2", 2, "follow it with BatchNorm2d and ReLU"),
+        ("aten.sigmoid", 2, "use ReLU"),
+        ("aten.cat", 3, "join branches with a sum"),
+        ("aten.slice", 3, "x[:, :, ::2, ::2]"),
+        ("aten.group_norm in norm", 4, "use BatchNorm2d"),
+    ]
+    assert len(found) == len(expected)
+    for line, (op, offset, advice) in zip(found, expected, strict=True):
+        assert line.startswith(op), line
+        assert f"test_unsupported.py:{first + offset} `" in line, line
+        assert advice in line
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (lambda n, x: n.conv(x).relu(), "the convolution has no batch-norm"),
+        (lambda n, x: n.conv2(n.bn(n.conv(x))), "used without a ReLU"),
+        (lambda n, x: n.bn(x), "batch-norm stands alone"),
+        (lambda n, x: (n.bn(n.conv(x)) + n.bn2(n.conv2(x))).relu(), "projection shortcut"),
+        (lambda n, x: (x + n.bn(n.conv(x))).relu(), "single convolution"),
+        (lambda n, x: n.bn(n.conv(x)).relu() + x, "neither side is the output of a batch-norm"),
+        (lambda n, x: (n.bn2(n.conv2(n.bn(n.conv(x)).relu())) + x) * 2, "aten.mul"),
+        (lambda n, x: torch.add(n.bn(n.conv(x)), x, alpha=2).relu(), "alpha = 2"),
+        (lambda n, x: (n.bn(n.conv(x)) + 1).relu(), "it adds a constant"),
+        (lambda n, x: F.hardtanh(n.bn(n.conv(x))), "clips to -1.0…1.0"),
+        (lambda n, x: F.max_pool2d(x, 3, 2, dilation=2), "dilation"),
+        (lambda n, x: F.avg_pool2d(x, 3, 1), "overlap"),
+        (lambda n, x: F.avg_pool2d(x, 2, padding=1), "padding or another divisor"),
+        (lambda n, x: F.max_pool2d(x, 3, 2, ceil_mode=True), "ceil_mode"),
+        (lambda n, x: F.adaptive_avg_pool2d(x, 3), "does not divide"),
+        (lambda n, x: x.mean(1, keepdim=True).expand(-1, 8, -1, -1), "mean over dimensions"),
+        (lambda n, x: F.pad(x, (1, 0, 1, 0)), "pad all four sides alike"),
+        (lambda n, x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "pad with zeros"),
+        (lambda n, x: x[:, :, 1:], "this slice has no record"),
+        (lambda n, x: x.softmax(1), "softmax inside"),
+        (lambda n, x: x.permute(0, 1, 3, 2), "keep the order"),
+        (lambda n, x: F.conv2d(x, n.conv.weight * 2), "its weights are computed"),
+        (lambda n, x: F.relu(n.bn(F.conv2d(x, n.conv.weight, stride=(1, 2)))), "strides [1, 2] differ"),
+        (lambda n, x: F.relu(n.bn(F.conv2d(x, n.conv.weight, dilation=2))), "dilation"),
+        (lambda n, x: F.relu(n.bn(F.conv2d(x, n.conv.weight, padding=(1, 0)))), "differs by side"),
+        (lambda n, x: F.relu(n.bn(n.conv(F.relu(n.bn(n.conv(x)))))), "conv.weight is used a second time"),
+        (lambda n, x: F.relu(n.bn2(n.conv2(F.relu(n.bn2(n.conv(x)))))), "bn2.weight already belongs to conv"),
+        (lambda n, x: x.abs(), "aten.abs"),
+    ],
+)
+def test_each_mistake_is_named(body: Callable[[Net, Tensor], Tensor], message: str) -> None:
+    found = problems(Net(body))
+    assert any(message in line for line in found), found
+
+
+def test_a_mistake_does_not_make_its_readers_look_wrong() -> None:
+    """One unsupported activation between good layers is one problem."""
+    found = problems(Net(lambda n, x: n.bn2(n.conv2(n.gelu(n.bn(n.conv(x))))).relu()))
+    assert len(found) == 1
+    found = problems(Net(lambda n, x: F.relu(n.bn(F.conv2d(x, n.conv.weight, padding=2, dilation=2))) + 0 * x))
+    assert [line.split()[0] for line in found] == ["aten.conv2d", "aten.mul", "aten.add"]
+
+
+def test_the_image_itself_can_only_be_convolved() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(F.max_pool2d(F.relu(x), 2).mean((2, 3)))
+
+    found = problems(Pooled())
+    assert any("a ReLU on the image itself" in line for line in found)
+    assert "the classifier reads the image itself" in problems(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)))[0]
+
+
+def test_models_without_a_classifier_say_so() -> None:
+    assert "does not end in a linear layer" in problems(nn.Sequential(*conv_bn(3, 8)))[0]
+    net = Net(lambda n, x: x)
+    net.forward = lambda x: (net.stem(x), net.stem(x))  # type: ignore[method-assign, return-value, assignment]
+    assert any("returns 2 tensors" in line for line in problems(net))
+
+
+class Dynamic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(192, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            x = -x
+        return self.fc(x.flatten(1))
+
+
+def test_dynamic_control_flow_names_the_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ModelError, match=r"depends on the image at .*test_unsupported\.py:\d+ `if x\.sum\(\) > 0:`"):
+        from_module(Dynamic(), SHAPE)
+    assert capfd.readouterr() == ("", "")
+
+
+class Two(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x * mask
+
+
+class Keyword(nn.Module):
+    def forward(self, x: Tensor, *, mask: Tensor) -> Tensor:
+        return x * mask
+
+
+@pytest.mark.parametrize("net", [Two(), Keyword()])
+def test_several_inputs_are_refused(net: nn.Module) -> None:
+    with pytest.raises(ModelError, match="takes the inputs x, mask"):
+        from_module(net, SHAPE)
+
+
+def test_a_wrong_input_shape_is_the_users_to_fix() -> None:
+    with pytest.raises(ModelError, match=r"does not run on an image of 1×8×8.*--input"):
+        from_module(Net(lambda n, x: x), (1, 8, 8))
+
+
+def test_python_that_leaves_torch_cannot_be_traced() -> None:
+    class Escapes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(192, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.from_numpy(x.flatten(1).numpy()))
+
+    with pytest.raises(ModelError, match="cannot follow Escapes"):
+        from_module(Escapes(), SHAPE)
