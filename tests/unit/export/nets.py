@@ -71,8 +71,17 @@ def ds_cnn(channels: int = 64, classes: int = 12) -> nn.Module:
 def mlp() -> nn.Module:
     """Two hidden layers; the first reads the image."""
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(),
+        nn.Flatten(), nn.Linear(192, 32), nn.BatchNorm1d(32), nn.ReLU(),
         nn.Linear(32, 24), nn.BatchNorm1d(24), nn.Hardtanh(0, 6), nn.Linear(24, 10),
+    )  # fmt: skip
+
+
+def flat() -> nn.Module:
+    """Bias before batch-norm, no affine batch-norm, zero padding, overlapping pools, a classifier that reads a map."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding="valid"), nn.BatchNorm2d(8, affine=False), nn.ReLU(),
+        nn.ZeroPad2d(1), nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Flatten(),
+        nn.Linear(72, 6),
     )  # fmt: skip
 
 
@@ -105,6 +114,7 @@ NETS = [
     ("lenet", LeNet, (1, 28, 28), 10),
     ("mobilenet", mobilenet, (3, 64, 64), 2),
     ("ds_cnn", ds_cnn, (1, 49, 10), 12),
-    ("mlp", mlp, (1, 8, 8), 10),
+    ("mlp", mlp, (3, 8, 8), 10),
+    ("flat", flat, (3, 11, 9), 6),
     ("residual", Residual, (3, 12, 12), 5),
 ]

@@ -13,7 +13,7 @@ from fedmpq.edge_runtime import artifact, core
 from fedmpq.export import build, from_module, resolve
 from fedmpq.models.reference.program import parse
 from fedmpq.models.reference.session import ReferenceSession
-from tests.unit.export.nets import NETS, mlp
+from tests.unit.export.nets import NETS, conv_bn, mlp
 
 MEAN = (120, 110, 100)
 STD = (0.25, 0.2, 0.3)
@@ -116,7 +116,7 @@ def test_layers_are_named_by_their_modules() -> None:
 
 def test_equal_modules_give_equal_bytes() -> None:
     """A program depends on shapes only, whatever the weights."""
-    first, second = (from_module(mlp(), (1, 8, 8)) for _ in range(2))
+    first, second = (from_module(mlp(), (3, 8, 8)) for _ in range(2))
     assert first.program == second.program
     assert not np.array_equal(first.state["1"].weight, second.state["1"].weight)
 
@@ -124,6 +124,26 @@ def test_equal_modules_give_equal_bytes() -> None:
 def test_the_module_keeps_its_mode() -> None:
     net = mlp().train()
     net[5].eval()
-    from_module(net, (1, 8, 8))
+    from_module(net, (3, 8, 8))
     assert net.training
     assert not net[5].training
+
+
+def test_what_only_matters_in_training_is_left_out() -> None:
+    """Dropout, identities and a final softmax leave no record."""
+    plain = nn.Sequential(*conv_bn(3, 8), nn.Flatten(), nn.Linear(512, 4))
+    dressed = nn.Sequential(
+        nn.Identity(), *conv_bn(3, 8), nn.Dropout2d(0.1), nn.Identity(), nn.Flatten(), nn.Dropout(0.5),
+        nn.Linear(512, 4), nn.LogSoftmax(1),
+    )  # fmt: skip
+    first, second = from_module(plain, (3, 8, 8)), from_module(dressed, (3, 8, 8))
+    assert [(r.kind, r.out) for r in first.records] == [(r.kind, r.out) for r in second.records]
+
+
+@pytest.mark.parametrize(
+    ("activation", "t"),
+    [(nn.ReLU(), 0), (nn.ReLU6(), 1), (nn.Hardtanh(0, 1), 0), (nn.Hardtanh(0, 12.5), 2), (nn.Hardtanh(0, 1e9), 6)],
+)
+def test_clipping_activations_choose_the_exponent(activation: nn.Module, t: int) -> None:
+    net = nn.Sequential(*conv_bn(3, 4)[:2], activation, nn.Flatten(), nn.Linear(256, 4))
+    assert from_module(net, (3, 8, 8)).records[0].t_out == t
