@@ -21,6 +21,8 @@ def matmul(a: Tensor, b: Tensor, bound: int) -> Tensor:
     """Exact integer product of a [G, M, K] and b [G, K, N] as int64, for |a_ik · b_kj| ≤ bound, K · bound < 2^53."""
     inner = a.shape[-1]
     chunk = (_FLOAT32_EXACT - 1) // bound
+    if torch.get_float32_matmul_precision() != "highest":  # TF32 or bfloat16 products would not be exact
+        chunk = 0
     if chunk < _SMALLEST_CHUNK and chunk < inner:
         return (a.to(torch.float64) @ b.to(torch.float64)).to(torch.int64)
     a, b = a.to(torch.float32), b.to(torch.float32)
