@@ -150,8 +150,7 @@ def test_an_idle_agent_is_small_and_leaves_politely(tmp_path: Path, broker: Mana
         time.sleep(1.0)
         status_text = Path(f"/proc/{device.pid}/status").read_text()
         (resident,) = re.findall(r"VmRSS:\s+(\d+) kB", status_text)
-        print(resident)
-    assert int(resident) <= 40 * 1024, f"{resident} kB"
+        assert int(resident) <= 40 * 1024, f"{resident} kB"
         maps = Path(f"/proc/{device.pid}/maps").read_text()
         assert not [name for name in ("torch", "onnx", "numpy", "pandas") if name in maps]
         os.kill(device.pid, signal.SIGTERM)

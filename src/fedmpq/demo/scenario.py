@@ -39,7 +39,7 @@ def scenario_for(data: str) -> Scenario:
         run = {"rounds": 12, "epochs": 2, "lr": 0.1, "crop": True, "flip": False}
         return Scenario(data, crop_pad=1, run={**_COMMON, **run})
     if data == "fashion-mnist":
-        run = {"rounds": 12, "epochs": 2, "lr": 0.1, "crop": False, "flip": False}
+        run = {"rounds": 14, "epochs": 2, "lr": 0.1, "crop": False, "flip": False}
         return Scenario(data, train_images=6000, run={**_COMMON, **run})
     run = {"rounds": 12, "epochs": 2, "lr": 0.1, "crop": True, "flip": True}
     return Scenario(data, train_images=8000, crop_pad=4, run={**_COMMON, **run})
