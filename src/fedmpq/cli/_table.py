@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "device": ("fedmpq.cli.device:command", "Profile this device or run it as a member of a fleet."),
     "coordinator": ("fedmpq.cli.coordinator:command", "Serve a fleet and look into it."),
     "profiles": ("fedmpq.cli.profiles:command", "List, show and check device profiles."),
+    "simulate": ("fedmpq.cli.simulate:command", "Simulate federated runs in one process."),
     "data": ("fedmpq.cli.data:command", "Import, partition and inspect data sets."),
     "demo": ("fedmpq.cli.demo:command", "Run a broker, a coordinator and four devices on real images."),
     "completion": ("fedmpq.cli.completion:command", "Print a shell completion script."),

@@ -1,0 +1,129 @@
+"""A whole run in one process: the coordinator's state machine, virtual devices, the device's own training loop.
+
+Every message is encoded, sent through the machine and decoded, so a simulated run counts the same bytes and passes the
+same checks as one over a network, and gives the same bits. Only the clock, the processes and the memory limits are
+missing; budgets come from the configuration. Training runs in threads: both engines compute outside Python's lock.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from fedmpq.coordinator import status
+from fedmpq.coordinator.admission import PlanBytes, planner_of
+from fedmpq.coordinator.config import RunConfig
+from fedmpq.coordinator.engine import Engine
+from fedmpq.coordinator.evaluate import Images, TestSet
+from fedmpq.coordinator.machine import Machine
+from fedmpq.coordinator.run_state import RunState
+from fedmpq.coordinator.source import Source
+from fedmpq.coordinator.virtual import Trained, VirtualDevice, route, train
+from fedmpq.edge_runtime.protocol import MAX_BITS, PlanMessage
+from fedmpq.edge_runtime.trainer import Samples
+
+#: Memory that virtual devices grant an arena: none is refused, the budgets decide.
+UNLIMITED = 1 << 50
+
+
+class Simulation:
+    """One simulated run on one data directory; opened again, it goes on where it was stopped.
+
+    Args:
+        directory: the data directory of its coordinator.
+        config: of the run; `budgets` names the devices' average bit-widths.
+        origin: program and first model.
+        clients: private data by device name.
+        judge: images that global models are judged on, None for none.
+        engine: "core" or "torch".
+        workers: clients trained at the same time; 0 takes every core.
+        limits: memory limits in bytes by device name, for fleets whose budgets come from memory.
+        progress: called with a number of finished local trainings.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        config: RunConfig,
+        origin: Source,
+        clients: Mapping[str, Samples],
+        judge: Images | None,
+        *,
+        engine: str = "core",
+        workers: int = 0,
+        limits: Mapping[str, int] | None = None,
+        progress: Callable[[int], object] = int,
+    ) -> None:
+        self.engine = Engine(engine, origin.program)
+        self._workers = workers or os.cpu_count() or 1
+        self._progress = progress
+        plan_bytes = planner_of(origin.program, config.settings)
+        run = RunState.open(directory, config, origin.layout, origin.program, origin.initial, plan_bytes, self._clock)
+        self.run = run
+        self.machine = Machine(run, None if judge is None else TestSet(self.engine, config, judge))
+        self.devices = self._fleet(clients, limits or {}, plan_bytes)
+
+    def play(self, changed: Callable[[RunState], object] | None = None) -> dict[str, Any]:
+        """Runs to the end and returns the run's facts (status.status).
+
+        Raises:
+            RoundError: the run cannot go on.
+        """
+        for name, device in self.devices.items():
+            for kind, payload in device.birth():
+                route(self.machine, self.devices, self.machine.handle(kind, name, payload))
+        route(self.machine, self.devices, self.machine.birth())
+        running: dict[Future[tuple[Trained, int]], tuple[VirtualDevice, PlanMessage]] = {}
+        with ThreadPoolExecutor(self._workers) as pool:
+            while not self.machine.finished:
+                route(self.machine, self.devices, self.machine.tick())
+                for device in self.devices.values():
+                    if device.work is not None:
+                        plan, blobs, device.work = device.work, device.start_blobs(), None
+                        running[pool.submit(self._train, plan, blobs, device.samples)] = (device, plan)
+                if changed is not None:
+                    changed(self.run)
+                if not running:
+                    continue
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    device, plan = running.pop(future)
+                    trained, elapsed = future.result()
+                    for kind, payload in device.finish(plan, trained, elapsed):
+                        route(self.machine, self.devices, self.machine.handle(kind, device.name, payload))
+                    self._progress(1)
+        if changed is not None:
+            changed(self.run)
+        return status.status(self.run.journal)
+
+    def close(self) -> None:
+        """Gives up the data directory."""
+        self.run.close()
+
+    def _train(self, plan: PlanMessage, blobs: Mapping[str, bytes], samples: Samples) -> tuple[Trained, int]:
+        began = time.monotonic()
+        trained = train(self.engine, plan, blobs, samples)
+        return trained, int((time.monotonic() - began) * 1000)
+
+    def _fleet(
+        self, clients: Mapping[str, Samples], limits: Mapping[str, int], plan_bytes: PlanBytes
+    ) -> dict[str, VirtualDevice]:
+        run = self.run
+        layers = run.layout.layers
+        plans = [plan_bytes((bits,) * len(layers)) for bits in range(1, MAX_BITS + 1)]
+        fleet = {}
+        for name, samples in clients.items():
+            device = VirtualDevice(
+                name, run.config.run, run.layout.program, samples, limits.get(name, UNLIMITED), plans
+            )
+            device.sizes = [(layer.plane_bytes, layer.params_bytes) for layer in layers]
+            fleet[name] = device
+        return fleet
+
+    @staticmethod
+    def _clock() -> float:
+        return time.time()
