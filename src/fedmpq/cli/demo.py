@@ -81,8 +81,8 @@ def _print_result(result: dict[str, Any]) -> None:
             row["limit_bytes"],
             row["planned_bytes"],
             row["measured_bytes"],
-            row["average_bits"],
-            " ".join(map(str, row["bits"])),
+            row["bits"],
+            " ".join(map(str, row["layer_bits"])),
         ]
         for row in result["rounds"][-1]["devices"]
     ]

@@ -25,11 +25,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
     last = result["rounds"][-1]["devices"]
     places = range(len(last))
-    names = [f"{d['device']}\n{d['average_bits']:.2f} bits" for d in last]
+    names = [f"{d['device']}\n{d['bits']:.2f} bits" for d in last]
     middle.bar(places, [d["limit_bytes"] / 1024 for d in last], color="lightgrey", label="memory limit")
     middle.bar(places, [(d["measured_bytes"] or 0) / 1024 for d in last], width=0.5, color="tab:blue", label="measured")
     low = min(d["measured_bytes"] or d["limit_bytes"] for d in last) / 1024
-    middle.set(xticks=list(places), xticklabels=names, ylabel="KiB", title="training arena", ylim=(0.9 * low, None))
+    middle.set(
+        xticks=list(places), xticklabels=names, ylabel="KiB (axis cut)", title="training arena", ylim=(0.9 * low, None)
+    )
     middle.legend(loc="upper left")
 
     width = 0.4
