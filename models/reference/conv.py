@@ -34,49 +34,45 @@ def matmul(a: Tensor, b: Tensor, bound: int) -> Tensor:
     return total
 
 
-def columns(a: Tensor, r: Record) -> Tensor:
-    """Windows of a map, a [B, H, W, C] to [G, B·H'·W', kh·kw·C/G] in float32; outside the map a is 0."""
-    padded = F.pad(a.to(torch.float32), (0, 0, r.pad, r.pad, r.pad, r.pad))
-    windows = padded.unfold(1, r.kh, r.stride).unfold(2, r.kw, r.stride)  # [B, H', W', C, kh, kw]
-    grouped = windows.reshape(*windows.shape[:3], r.groups, -1, r.kh, r.kw)
-    return grouped.permute(3, 0, 1, 2, 5, 6, 4).reshape(r.groups, -1, r.fan_in)
+def columns(padded: Tensor, kh: int, kw: int, stride: int, groups: int) -> Tensor:
+    """Windows of a padded map [B, H, W, C] as [G, B·H'·W', kh·kw·C/G] in float32."""
+    windows = padded.to(torch.float32).unfold(1, kh, stride).unfold(2, kw, stride)  # [B, H', W', C, kh, kw]
+    grouped = windows.reshape(*windows.shape[:3], groups, -1, kh, kw)
+    return grouped.permute(3, 0, 1, 2, 5, 6, 4).reshape(groups, -1, kh * kw * windows.shape[3] // groups)
 
 
 def forward(a: Tensor, q: Tensor, r: Record, bound: int) -> Tensor:
     """Accumulator acc = Σ a·q. a [B, H, W, C], q OHWI, |a·q| ≤ bound; returns int64 [B, H', W', co]."""
-    weights = _grouped(q, r).transpose(1, 2)
-    return _maps(matmul(columns(a, r), weights, bound), a.shape[0], r)
+    weights = q.reshape(r.groups, -1, r.fan_in).transpose(1, 2)
+    return _maps(matmul(_input_columns(a, r), weights, bound), (a.shape[0], r.h_out, r.w_out, r.cout))
 
 
 def to_input(e8: Tensor, q: Tensor, r: Record, bound: int) -> Tensor:
-    """Ein = Σ e8·q over the transposed convolution. e8 [B, H', W', co], |e8·q| ≤ bound; int64 [B, H, W, C]."""
-    spread = matmul(_rows(e8, r), _grouped(q, r), bound)  # [G, B·H'·W', kh·kw·ci]
-    batch = e8.shape[0]
-    spread = spread.reshape(r.groups, batch, r.h_out, r.w_out, r.kh, r.kw, -1).permute(1, 2, 3, 4, 5, 0, 6).flatten(5)
-    result = e8.new_zeros(batch, r.h_in + 2 * r.pad, r.w_in + 2 * r.pad, r.cin)
-    for ky in range(r.kh):
-        for kx in range(r.kw):
-            rows = slice(ky, ky + (r.h_out - 1) * r.stride + 1, r.stride)
-            cols = slice(kx, kx + (r.w_out - 1) * r.stride + 1, r.stride)
-            result[:, rows, cols] += spread[:, :, :, ky, kx]
-    return result[:, r.pad : r.pad + r.h_in, r.pad : r.pad + r.w_in]
+    """Ein = Σ e8·q over the transposed convolution. e8 [B, H', W', co], |e8·q| ≤ bound; int64 [B, H, W, C].
+
+    It is a convolution of stride 1 with the flipped kernel over errors spread `stride` apart.
+    """
+    height, width = (r.h_out - 1) * r.stride + 1, (r.w_out - 1) * r.stride + 1
+    top, left = r.kh - 1 - r.pad, r.kw - 1 - r.pad
+    spread = e8.new_zeros(e8.shape[0], r.h_in + r.kh - 1, r.w_in + r.kw - 1, r.cout)
+    spread[:, top : top + height : r.stride, left : left + width : r.stride] = e8
+    kernel = q.reshape(r.groups, -1, r.kh, r.kw, r.cin // r.groups).flip(2, 3)
+    weights = kernel.permute(0, 2, 3, 1, 4).flatten(1, 3)  # [G, kh·kw·co/G, ci]
+    rows = matmul(columns(spread, r.kh, r.kw, 1, r.groups), weights, bound)
+    return _maps(rows, (e8.shape[0], r.h_in, r.w_in, r.cin))
 
 
 def to_weights(a: Tensor, e8: Tensor, r: Record, bound: int) -> Tensor:
     """G = Σ a·e8 over batch and positions, |a·e8| ≤ bound; int64 in OHWI."""
-    return matmul(_rows(e8, r).transpose(1, 2), columns(a, r), bound).reshape(r.weight_shape)
+    errors = e8.reshape(-1, r.groups, r.cout // r.groups).permute(1, 2, 0)
+    return matmul(errors, _input_columns(a, r), bound).reshape(r.weight_shape)
 
 
-def _grouped(q: Tensor, r: Record) -> Tensor:
-    """OHWI weights as [G, co/G, kh·kw·ci]."""
-    return q.reshape(r.groups, r.cout // r.groups, r.fan_in)
+def _input_columns(a: Tensor, r: Record) -> Tensor:
+    """Windows of the layer's input; outside the map a is 0."""
+    return columns(F.pad(a, (0, 0, r.pad, r.pad, r.pad, r.pad)), r.kh, r.kw, r.stride, r.groups)
 
 
-def _rows(e: Tensor, r: Record) -> Tensor:
-    """A map [B, H', W', co] as [G, B·H'·W', co/G]."""
-    return e.reshape(-1, r.groups, r.cout // r.groups).permute(1, 0, 2)
-
-
-def _maps(rows: Tensor, batch: int, r: Record) -> Tensor:
-    """The inverse of `_rows`."""
-    return rows.permute(1, 0, 2).reshape(batch, r.h_out, r.w_out, r.cout)
+def _maps(rows: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """Results [G, B·H·W, C/G] as maps [B, H, W, C]."""
+    return rows.permute(1, 0, 2).reshape(shape)
