@@ -97,6 +97,34 @@ static void factors(error_pass *f)
     }
 }
 
+/* Fills tensors that the records from here on read through long chains. */
+typedef struct refill_pass {
+    fmpq_session *s;
+    uint32_t r, i;
+    fmpq_work_error w;
+} refill_pass;
+
+static void refill(void *arg, uint32_t sample, uint32_t worker)
+{
+    const refill_pass *f = arg;
+    fmpq_session *s = f->s;
+    uint8_t *mine = s->base + s->slot[f->i].work_b0 + f->w.thread0 + worker * f->w.thread_size;
+    fmpq_tensor_make(s, f->r + 1, sample, s->base + s->slot[f->r].again + (size_t)sample * s->d[f->r].out_size, mine + f->w.scratch);
+}
+
+static void refill_streams(fmpq_session *s, uint32_t i)
+{
+    refill_pass f;
+    f.s = s;
+    f.i = i;
+    f.w = fmpq_plan_error(s->p, &s->plan, s->d, i);
+    for (f.r = 0; f.r < i; f.r++)
+        if (s->slot[f.r].refill == i + 1) {
+            fmpq_run(s, refill, &f, s->count);
+            s->refilled[f.r] = 1;
+        }
+}
+
 void fmpq_backward_error(fmpq_session *s, uint32_t i)
 {
     const fmpq_record *r = &s->p->rec[i];
@@ -113,6 +141,7 @@ void fmpq_backward_error(fmpq_session *s, uint32_t i)
     f.c0 = f.cx + r->cout;
     f.key = fmpq_stream_of(s->key, FMPQ_STREAM_ERROR(i));
     memset(f.work + f.w.sums, 0, (size_t)s->plan.threads * r->cout * 20);
+    refill_streams(s, i);
     fmpq_run(s, reduce, &f, s->count);
     add_up(&f);
     factors(&f);
@@ -262,11 +291,12 @@ static void to_input(void *arg, uint32_t sample, uint32_t worker)
     size_t at = 0;
     memset(tile, 128, (size_t)t->rows * (size_t)t->cols * (size_t)t->c);
     for (int32_t y = 0; y < r->h_out && y + t->top < t->rows; y++)
-        for (int32_t x = 0; x < r->w_out && x + t->left < t->cols; x++) {
+        if (t->c == r->cout && r->w_out + t->left <= t->cols)
+            s->k->bias(e + y * r->w_out * r->cout, tile + ((y + t->top) * t->cols + t->left) * t->c, r->w_out * r->cout);
+        else for (int32_t x = 0; x < r->w_out && x + t->left < t->cols; x++) {
             uint8_t *o = tile + ((y + t->top) * t->cols + x + t->left) * t->c;
             const int8_t *in = e + (y * r->w_out + x) * r->cout;
-            for (int32_t c = 0; c < r->cout; c++)
-                o[c] = (uint8_t)(in[c] ^ -128);
+            s->k->bias(in, o, r->cout);
         }
     if (r->groups > 1) {
         fmpq_grouped_input(r, tile, t, (const int16_t *)(const void *)(f->work + f->w.pack), f->job.shift, out);

@@ -19,7 +19,8 @@ typedef struct fmpq_slots {
     uint8_t stream_in_backward;      /* the stream buffer is still alive in the backward pass */
     uint8_t e_in_merges;             /* 1: e_in merges into the error of the input tensor, which exists; 2: a pending option-A error merges into e_in */
     uint8_t skip_merges;             /* 1: the skip's error exists: e_out merges into it; 0: e_out becomes it, or waits (option A) */
-    uint8_t spare;
+    uint8_t refill;                  /* the stream buffer of the backward pass is filled again before the error pass of record refill - 1; 0: never */
+    uint32_t again;                  /* that buffer */
 } fmpq_slots;
 
 /* Derived constants of a record under a plan. */
@@ -62,6 +63,7 @@ struct fmpq_session {
     const uint16_t *labels;
     uint32_t count, total_count;
     int32_t training, last, first, backward;
+    uint8_t refilled[FMPQ_MAX_RECORDS]; /* the backward pass holds this record's output again */
     fmpq_hyper hyper;
     fmpq_key key;
     int32_t *predict;

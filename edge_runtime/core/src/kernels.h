@@ -56,6 +56,8 @@ typedef struct fmpq_kernels {
     int32_t (*max16)(const int16_t *e, uint32_t n);
     /* u8 -> `bits`-bit activations, n bytes */
     void (*quant)(const uint8_t *u, uint8_t *a, int32_t n, int32_t bits);
+    /* a = e + 128, n bytes */
+    void (*bias)(const int8_t *e, uint8_t *a, int32_t n);
     /* U = clamp(apply(g, mult), +-2^30) for n weights */
     void (*scale)(const int32_t *g, int32_t *u, int32_t n, fmpq_fx mult);
     /* q = clamp(q - ((v + 24 random bits) >> 24), +-f) */

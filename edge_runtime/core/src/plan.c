@@ -9,7 +9,7 @@ typedef struct scratch {
     fmpq_buffer buf[MAX_BUFFERS];
     uint16_t order[MAX_BUFFERS];
     uint16_t tensor_buf[FMPQ_MAX_RECORDS + 1], pending[FMPQ_MAX_RECORDS + 1];
-    uint16_t id_xhat[FMPQ_MAX_RECORDS], id_y16[FMPQ_MAX_RECORDS], id_stream[FMPQ_MAX_RECORDS], id_eout[FMPQ_MAX_RECORDS], id_ein[FMPQ_MAX_RECORDS];
+    uint16_t id_xhat[FMPQ_MAX_RECORDS], id_y16[FMPQ_MAX_RECORDS], id_stream[FMPQ_MAX_RECORDS], id_again[FMPQ_MAX_RECORDS], id_eout[FMPQ_MAX_RECORDS], id_ein[FMPQ_MAX_RECORDS];
     uint16_t id_work[FMPQ_MAX_RECORDS][4];
     uint32_t n;
 } scratch;
@@ -56,8 +56,9 @@ int fmpq_derive(const fmpq_program *p, const fmpq_plan *plan, fmpq_derived *d)
         x->act_shift = r->input ? p->rec[r->input - 1].t_out + 8 - plan->act_bits : 0;
         x->gs = fmpq_bitlen64((uint64_t)x->amax * 127u * m) - 31;
         x->gs = x->gs > 0 ? x->gs : 0;
-        /* small batches: a gradient tile of 16 channels; large ones read the activations once */
-        x->tile_rows = plan->batch <= 4 && (uint32_t)r->cout > 16 ? 16 : r->cout;
+        /* one gradient tile: small batches save bytes, large ones read the activations less often */
+        x->tile_rows = plan->batch <= 4 ? 16 : 32;
+        x->tile_rows = x->tile_rows < r->cout ? x->tile_rows : r->cout;
     }
     return FMPQ_OK;
 }
@@ -128,6 +129,34 @@ static int plan_errors(const fmpq_program *p, const fmpq_plan *plan, scratch *s)
     return FMPQ_OK;
 }
 
+/* Where a shortcut shrinks the map, the chain of residual sums behind it would be computed again for every record after it. The backward pass
+ * instead fills that tensor once, when it reaches the records that read the chain, and keeps it until the last of them is done. A batch of one
+ * or two samples does without: there the bytes matter more. */
+static void plan_refill(const fmpq_program *p, const fmpq_plan *plan, scratch *s, uint32_t r)
+{
+    const uint32_t n = p->n_records, t = r + 1;
+    uint32_t first_reader = n, next = n - 1;
+    s->id_again[r] = NO_BUF;
+    if (!plan->recompute || plan->batch < 3 || p->rec[r].skip_kind == FMPQ_SKIP_NONE)
+        return;
+    for (uint32_t j = t; j < n && first_reader == n; j++)
+        if (p->rec[j].skip_kind == FMPQ_SKIP_OPTION_A && p->rec[j].skip == t)
+            first_reader = j;
+    if (first_reader == n)
+        return;
+    /* the next tensor of this kind ends the stretch: its own error pass reads its own buffer */
+    for (uint32_t j = first_reader + 1; j < n && next == n - 1; j++)
+        if (p->rec[j].skip_kind == FMPQ_SKIP_OPTION_A)
+            next = p->rec[j].skip - 1u;
+    if (next <= r || p->rec[next].kind == FMPQ_CLASSIFIER)
+        next = n - 2;
+    while (next > r && p->rec[next].kind != FMPQ_CONV)
+        next--;
+    /* within record `next`'s error pass when it is the last record, behind it otherwise: its mask is in its own buffer */
+    s->slots[r].refill = (uint8_t)(next + 1);
+    s->id_again[r] = add(s, (uint64_t)plan->batch * s->d[r].out_size, n + 3 * (n - 1 - next), n + 3 * (n - 1 - r), FMPQ_BUF_STREAM, r);
+}
+
 static void plan_buffers(const fmpq_program *p, const fmpq_plan *plan, scratch *s)
 {
     const uint32_t n = p->n_records, b = plan->batch;
@@ -135,7 +164,7 @@ static void plan_buffers(const fmpq_program *p, const fmpq_plan *plan, scratch *
         const fmpq_record *x = &p->rec[r];
         const fmpq_derived *d = &s->d[r];
         const uint32_t back = n + 3 * (n - 1 - r);
-        s->id_xhat[r] = s->id_y16[r] = s->id_stream[r] = NO_BUF;
+        s->id_xhat[r] = s->id_y16[r] = s->id_stream[r] = s->id_again[r] = NO_BUF;
         for (int k = 0; k < 4; k++)
             s->id_work[r][k] = NO_BUF;
         if (x->kind == FMPQ_CONV) {
@@ -166,6 +195,7 @@ static void plan_buffers(const fmpq_program *p, const fmpq_plan *plan, scratch *
             }
             s->id_stream[r] = add(s, (uint64_t)b * d->out_size, r, last, FMPQ_BUF_STREAM, r);
         }
+        plan_refill(p, plan, s, r);
     }
 }
 
@@ -174,13 +204,23 @@ static int overlap(const fmpq_buffer *a, const fmpq_buffer *b)
     return a->first <= b->last && b->first <= a->last;
 }
 
-/* Largest first, each at the lowest offset where no buffer alive at the same time lies. */
-static uint64_t place(scratch *s)
+/* The order in which buffers are placed: the largest first, or the one with the most byte-ops first, or in the order of their birth. */
+static uint64_t weight_of(const fmpq_buffer *b, int order)
+{
+    if (order == 0)
+        return b->size;
+    if (order == 1)
+        return (uint64_t)b->size * (1u + b->last - b->first);
+    return (uint64_t)(0xffffu - b->first) << 32 | b->size;
+}
+
+/* Each buffer at the lowest offset where no buffer alive at the same time lies. */
+static uint64_t place_in(scratch *s, int order)
 {
     uint64_t top = 0;
     for (uint32_t i = 0; i < s->n; i++) {
         uint32_t j = i;
-        for (; j > 0 && s->buf[s->order[j - 1]].size < s->buf[i].size; j--)
+        for (; j > 0 && weight_of(&s->buf[s->order[j - 1]], order) < weight_of(&s->buf[i], order); j--)
             s->order[j] = s->order[j - 1];
         s->order[j] = (uint16_t)i;
     }
@@ -204,6 +244,21 @@ static uint64_t place(scratch *s)
         top = at + b->size > top ? at + b->size : top;
     }
     return top;
+}
+
+/* The best of the orders; the first of equals. */
+static uint64_t place(scratch *s)
+{
+    uint64_t best = ~(uint64_t)0;
+    int chosen = 0;
+    for (int order = 0; order < 3; order++) {
+        const uint64_t top = place_in(s, order);
+        if (top < best) {
+            best = top;
+            chosen = order;
+        }
+    }
+    return place_in(s, chosen);
 }
 
 static uint64_t plan_state(const fmpq_program *p, const fmpq_plan *plan, scratch *s)
@@ -266,6 +321,7 @@ static int layout(const fmpq_program *p, const fmpq_plan *plan, scratch *s, fmpq
         sl->xhat = OFFSET(s->id_xhat[r]);
         sl->y16 = OFFSET(s->id_y16[r]);
         sl->stream = OFFSET(s->id_stream[r]);
+        sl->again = OFFSET(s->id_again[r]);
         sl->e_out = x->kind == FMPQ_CLASSIFIER ? FMPQ_NONE : OFFSET(s->id_eout[r]);
         sl->e_in = x->input ? OFFSET(s->id_ein[r]) : FMPQ_NONE;
         sl->work_f = OFFSET(s->id_work[r][0]);

@@ -195,6 +195,7 @@ static void forward(fmpq_session *s)
 static void backward(fmpq_session *s)
 {
     s->backward = 1;
+    memset(s->refilled, 0, sizeof(s->refilled));
     for (uint32_t t = 0; t <= s->p->n_records; t++) {
         s->err[t].offset = FMPQ_NONE;
         s->err[t].pending = FMPQ_NO_TENSOR;

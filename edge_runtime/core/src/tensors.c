@@ -71,6 +71,8 @@ const uint8_t *fmpq_tensor(const fmpq_session *s, uint32_t t, uint32_t sample, u
     }
     if (sl->stream != FMPQ_NONE && (!s->backward || sl->stream_in_backward))
         return s->base + sl->stream + (size_t)sample * d->out_size;
+    if (s->backward && s->refilled[i])
+        return s->base + sl->again + (size_t)sample * d->out_size;
     fmpq_tensor_make(s, t, sample, out, scratch);
     return out;
 }

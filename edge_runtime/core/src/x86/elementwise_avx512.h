@@ -238,5 +238,5 @@ static void planar512(const uint8_t *in, uint8_t *out, int32_t rows, int32_t col
 #undef ELEMENTWISE_TABLE
 #define ELEMENTWISE_TABLE                                                                                                                          \
     .stats = stats512, .norm = norm512, .act = act512, .reduce = reduce512, .bn_back = bn_back512, .merge = NAME(merge), .max16 = NAME(max16),     \
-    .quant = NAME(quant), .scale = NAME(scale), .apply = NAME(apply), .planar = planar512, .interleave = interleave512
+    .quant = NAME(quant), .bias = NAME(bias), .scale = NAME(scale), .apply = NAME(apply), .planar = planar512, .interleave = interleave512
 #endif

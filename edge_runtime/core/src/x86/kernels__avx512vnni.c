@@ -23,9 +23,10 @@ static inline void store16(int16_t *out, __m512i acc, __m512i half, __m128i shif
 
 /* NP positions x NB blocks of 16 channels */
 #define TILE(NP, NB)                                                                                                                               \
-    static inline __attribute__((always_inline)) void tile_##NP##_##NB(const fmpq_igemm *j, const uint8_t *a, int16_t *out, int32_t cb)           \
+    static inline __attribute__((always_inline)) void tile_##NP##_##NB(const fmpq_igemm *j, const uint8_t *a, int16_t *out, int32_t cb,              \
+                                                                            const int32_t apix)                                                     \
     {                                                                                                                                              \
-        const int32_t wstep = j->cop * 4, apix = j->a_pix;                                                                                         \
+        const int32_t wstep = j->cop * 4;                                                                                                          \
         const __m512i half = _mm512_set1_epi32(j->shift ? 1 << (j->shift - 1) : 0);                                                               \
         const __m128i shift = _mm_cvtsi32_si128(j->shift);                                                                                        \
         __m512i acc[NP][NB];                                                                                                                       \
@@ -74,11 +75,12 @@ TILE(1, 2)
 TILE(4, 4)
 TILE(1, 4)
 
-static void igemm(const fmpq_igemm *j)
+/* apix is a constant where it is a common one, so that the compiler folds the positions' offsets into the addresses */
+static inline __attribute__((always_inline)) void igemm_as(const fmpq_igemm *j, const int32_t apix)
 {
     const int32_t blocks = j->cop / 16;
     int32_t cb = 0;
-#define ROWS(NB, STEPS)                                                                                                                            \
+#define ROWS(STEPS)                                                                                                                                \
     for (int32_t y = 0; y < j->rows; y++) {                                                                                                        \
         const uint8_t *a = j->a + y * j->a_row;                                                                                                    \
         int16_t *o = j->out + y * j->out_row;                                                                                                      \
@@ -87,15 +89,32 @@ static void igemm(const fmpq_igemm *j)
     }
 #define STEP(NP, NB)                                                                                                                               \
     for (; x + NP <= j->cols; x += NP)                                                                                                             \
-        tile_##NP##_##NB(j, a + x * j->a_pix, o + x * j->out_pix, cb);
+        tile_##NP##_##NB(j, a + x * apix, o + x * j->out_pix, cb, apix);
     for (; cb + 4 <= blocks; cb += 4)
-        ROWS(4, STEP(4, 4) STEP(1, 4))
+        ROWS(STEP(4, 4) STEP(1, 4))
     for (; cb + 2 <= blocks; cb += 2)
-        ROWS(2, STEP(8, 2) STEP(4, 2) STEP(1, 2))
+        ROWS(STEP(8, 2) STEP(4, 2) STEP(1, 2))
     for (; cb < blocks; cb++)
-        ROWS(1, STEP(16, 1) STEP(8, 1) STEP(4, 1) STEP(1, 1))
+        ROWS(STEP(16, 1) STEP(8, 1) STEP(4, 1) STEP(1, 1))
 #undef STEP
 #undef ROWS
+}
+
+static void igemm(const fmpq_igemm *j)
+{
+    switch (j->a_pix) {
+    case 16:
+        igemm_as(j, 16);
+        break;
+    case 32:
+        igemm_as(j, 32);
+        break;
+    case 64:
+        igemm_as(j, 64);
+        break;
+    default:
+        igemm_as(j, j->a_pix);
+    }
 }
 
 /* NT taps x NC input channels x NB blocks of output channels, summed over every position of the map */
