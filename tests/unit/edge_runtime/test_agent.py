@@ -123,6 +123,10 @@ def births_of(rig: Rig) -> list[int]:
     return [0, *(state.bd_seq for state in rig.coordinator.of(protocol.DeviceState) if state.online)]
 
 
+def until_back(rig: Rig) -> None:
+    rig.until(lambda: rig.settled() and rig.coordinator.of(protocol.Profile) and births_of(rig)[-1] == 2)
+
+
 def actions_of_a_round(folder: Path) -> int:
     folder.mkdir()
     rig = Rig(folder)
@@ -150,7 +154,7 @@ def test_killed_at_any_point_the_device_goes_on_and_trains_the_round_once(tmp_pa
         for _ in range(outage):
             rig.coordinator.pump()
         rig.boot()
-        rig.until(lambda: rig.settled() and rig.coordinator.of(protocol.Profile) and births_of(rig)[-1] == 2)
+        until_back(rig)
         rig.kill()
         assert rig.trained == 1, at
         assert len(set(rig.coordinator.updates)) == 1, at
