@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +118,21 @@ def test_training_evaluation_and_pruning_agree(case: Case) -> None:
     assert (mine.loss_q16, mine.correct, mine.count) == (theirs.loss_q16, theirs.correct, theirs.count)
     assert integer.prune(20000) == reference.prune(20000)
     assert integer.state_hash() == reference.state_hash()
+
+
+@pytest.fixture
+def restored_isa() -> Iterator[None]:
+    chosen = core.isa()
+    yield
+    core.set_isa(chosen)
+
+
+@pytest.mark.usefixtures("restored_isa")
+@pytest.mark.parametrize("name", ["mixed", "batch32", "n8a4", "guard4", "variety-mixed", "flat", "digits"])
+@pytest.mark.parametrize("isa", core.isas())
+def test_every_instruction_set_agrees(isa: str, name: str) -> None:
+    core.set_isa(isa)
+    test_training_evaluation_and_pruning_agree(next(case for case in _CASES if case.name == name))
 
 
 def test_a_smaller_batch_and_a_reload_clear_nothing_else() -> None:
