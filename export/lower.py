@@ -242,8 +242,6 @@ def _visit(context: Context, node: Node) -> None:
     if isinstance(value, Bad):
         value = context.stand_in(node)
     context.env[node] = value
-    if operation.endswith("_") and node.args and isinstance(node.args[0], Node):
-        context.env[node.args[0]] = value  # in place: later readers of the old name see the new value
 
 
 def _carries_activation(context: Context, node: Node) -> bool:

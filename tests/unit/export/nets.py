@@ -101,7 +101,8 @@ class Residual(nn.Module):
         x = self.stem(x)
         y = self.a(x)
         y += x
-        x = F.relu_(y)
+        F.relu_(y)  # in place: y is the activation from here on
+        x = y
         short = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 3))
         x = F.relu(short + self.b(x))
         x = F.relu(self.c(x) + self.project(x))

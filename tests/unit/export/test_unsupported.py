@@ -119,6 +119,15 @@ def test_a_mistake_does_not_make_its_readers_look_wrong() -> None:
     assert [line.split()[0] for line in found] == ["aten.conv2d", "aten.mul", "aten.add"]
 
 
+def test_two_readers_of_one_mistake_report_it_once() -> None:
+    def body(net: Net, x: Tensor) -> Tensor:
+        y = net.conv(x)
+        return F.relu(net.bn2(net.conv2(y))) + F.relu(net.bn3(net.conv3(y)))
+
+    found = problems(Net(body))
+    assert [line.split()[0] for line in found] == ["aten.conv2d", "aten.add"]
+
+
 def test_the_image_itself_can_only_be_convolved() -> None:
     class Pooled(nn.Module):
         def __init__(self) -> None:
