@@ -18,6 +18,7 @@ from fedmpq.coordinator import broker, status
 from fedmpq.coordinator.broker import ManagedBroker
 from fedmpq.coordinator.journal import Journal
 from fedmpq.coordinator.service import Service, Where
+from fedmpq.coordinator.simulate import Simulation
 from fedmpq.coordinator.source import Source
 from fedmpq.edge_runtime import core
 from fedmpq.edge_runtime.agent import Agent, Options
@@ -115,6 +116,26 @@ def test_a_fleet_trains_over_mosquitto(start: Callable[..., tuple[Service, list[
     for row in status.profiles(service.run.journal):
         fitting = [plan for plan in row["plans"] if plan["fits"]]
         assert all(plan["planned_bytes"] == plan["measured_bytes"] for plan in fitting)
+
+
+def test_a_simulated_run_commits_the_same_model(
+    start: Callable[..., tuple[Service, list[Device]]], tmp_path: Path
+) -> None:
+    """Same names, data, limits and configuration: every byte of the result is that of the run over the broker."""
+    service, _ = start((2, 8), rounds=2, min_devices=2)
+    serve(service)
+    made = service.run.config
+    simulated = Simulation(
+        tmp_path / "simulated",
+        made,
+        ORIGIN,
+        {f"d{i}": samples(48, i) for i in range(2)},
+        None,
+        limits={f"d{i}": needed(n, made.settings) for i, n in enumerate((2, 8))},
+    )
+    simulated.play()
+    assert simulated.run.journal.meta("model") == service.run.journal.meta("model")
+    simulated.close()
 
 
 def test_a_device_without_memory_is_refused_and_downloads_nothing(

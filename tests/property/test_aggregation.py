@@ -29,6 +29,9 @@ def client(number: int) -> tuple[int, list[int], list[GlobalLayer]]:
         read_layer(shape, planes.unpack(shape, s.bits, s.step, s.planes, s.params), 4)
         for shape, s in zip(LAYOUT.layers, states, strict=True)
     ]
+    for layer in layers:  # statistics of some training, in global units
+        layer.mean = [int(x * 2.0**32) for x in rng.normal(0, 50, len(layer.mean))]
+        layer.var = [int(x * 2.0**48) for x in rng.uniform(1, 900, len(layer.var))]
     return int(rng.integers(1, 4_000_000)), list(bits), layers
 
 
