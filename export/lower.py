@@ -66,6 +66,7 @@ class Context:
     state: dict[str, LayerInit] = field(default_factory=dict)
     env: dict[Node, Value | None] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)  # parameter name -> layer that uses it
+    emitted: dict[Node, tuple[object, Tensor]] = field(default_factory=dict)  # layer -> how it was closed, its output
 
     def bad(self, node: Node, reason: str, instead: str) -> Bad:
         """Reports `node`; `stand_in` then replaces its value."""
@@ -121,6 +122,12 @@ class Context:
         conv = norm.conv
         if self.problems.reported(conv.node) or self.problems.reported(norm.node):
             return self.stand_in(norm.node)
+        closing = (norm.node, t_out, skip)
+        if conv.node in self.emitted:
+            closed, output = self.emitted[conv.node]
+            if closed != closing:
+                self.bad(norm.node, "its output is used in two ways", "let one ReLU read it and use that one's output")
+            return output
         source = self.tensor(conv.source, conv.node)
         if source is None:
             return Bad()
@@ -146,12 +153,16 @@ class Context:
             self.bad(conv.node, error.message, "change the layer's sizes")
             return self.stand_in(norm.node)
         self.state[name] = conv_state(norm, self.options.std if source.index == 0 else None, flatten=flatten)
-        return Tensor(index, self.builder.shapes[index])
+        self.emitted[conv.node] = closing, Tensor(index, self.builder.shapes[index])
+        return self.emitted[conv.node][1]
 
     def emit_classifier(self, conv: Conv) -> None:
         """Writes the last record: a linear layer (or 1×1 convolution on one pixel) whose output leaves the model."""
         source = conv.source
         if self.problems.reported(conv.node):
+            return
+        if conv.node in self.emitted:
+            self.bad(conv.node, "its output is used in two ways", "let a Linear of its own give the class scores")
             return
         if isinstance(source, GlobalMean) and source.tensor is None:
             index = self.builder.global_pool(self.unique(pool_name(source.node)), input=source.source.index)

@@ -128,6 +128,22 @@ def test_two_readers_of_one_mistake_report_it_once() -> None:
     assert [line.split()[0] for line in found] == ["aten.conv2d", "aten.add"]
 
 
+def test_a_layer_becomes_one_record_however_often_it_is_read() -> None:
+    def shared(net: Net, x: Tensor) -> Tensor:
+        y = net.bn(net.conv(x))
+        inner = F.relu(net.bn3(net.conv3(F.relu(y))))
+        return F.relu(net.bn2(net.conv2(inner)) + F.relu(y))
+
+    model = from_module(Net(shared), SHAPE)
+    assert [record.name for record in model.records][1:4] == ["conv", "conv3", "conv2"]
+
+    def twice(net: Net, x: Tensor) -> Tensor:
+        y = net.bn(net.conv(x))
+        return F.relu(net.bn2(net.conv2(F.relu6(y))) + F.relu(y))
+
+    assert "used in two ways" in problems(Net(twice))[0]
+
+
 def test_the_image_itself_can_only_be_convolved() -> None:
     class Pooled(nn.Module):
         def __init__(self) -> None:
