@@ -31,7 +31,7 @@ static void reduce(void *arg, uint32_t sample, uint32_t worker)
     const fmpq_record *r = &s->p->rec[f->r];
     const size_t at = (size_t)sample * s->d[f->r].out_size;
     uint8_t *mine = f->work + f->w.thread0 + worker * f->w.thread_size;
-    const uint8_t *u = fmpq_tensor(s, f->r + 1, sample, mine + f->w.stream, mine + f->w.scratch);
+    const uint8_t *u = fmpq_tensor(s, f->r + 1, sample, mine + f->w.stream);
     int64_t *sums = partial_sums(f, worker);
     s->k->reduce((int16_t *)(void *)(s->base + s->slot[f->r].e_out) + at, u, (int8_t *)(s->base + s->slot[f->r].xhat) + at, r->h_out * r->w_out,
                  r->cout, sums, sums + r->cout, partial_max(f, worker));
@@ -109,7 +109,8 @@ static void refill(void *arg, uint32_t sample, uint32_t worker)
     const refill_pass *f = arg;
     fmpq_session *s = f->s;
     uint8_t *mine = s->base + s->slot[f->i].work_b0 + f->w.thread0 + worker * f->w.thread_size;
-    fmpq_tensor_make(s, f->r + 1, sample, s->base + s->slot[f->r].again + (size_t)sample * s->d[f->r].out_size, mine + f->w.scratch);
+    fmpq_tensor_make(s, f->r + 1, sample, mine + f->w.stream);
+    memcpy(s->base + s->slot[f->r].again + (size_t)sample * s->d[f->r].out_size, mine + f->w.stream, s->d[f->r].out_size);
 }
 
 static void refill_streams(fmpq_session *s, uint32_t i)
@@ -117,11 +118,11 @@ static void refill_streams(fmpq_session *s, uint32_t i)
     refill_pass f;
     f.s = s;
     f.i = i;
-    f.w = fmpq_plan_error(s->p, &s->plan, s->d, i);
+    f.w = fmpq_plan_error(s->p, &s->plan, i);
     for (f.r = 0; f.r < i; f.r++)
         if (s->slot[f.r].refill == i + 1) {
             fmpq_run(s, refill, &f, s->count);
-            s->refilled[f.r] = 1;
+            s->slot[f.r].refilled = 1;
         }
 }
 
@@ -134,7 +135,7 @@ void fmpq_backward_error(fmpq_session *s, uint32_t i)
     int32_t most = 0;
     f.s = s;
     f.r = i;
-    f.w = fmpq_plan_error(s->p, &s->plan, s->d, i);
+    f.w = fmpq_plan_error(s->p, &s->plan, i);
     f.work = s->base + s->slot[i].work_b0;
     f.ce = (int32_t *)(void *)(f.work + f.w.coef);
     f.cx = f.ce + r->cout;
@@ -393,7 +394,7 @@ static void to_weights(void *arg, uint32_t sample, uint32_t worker)
     if (d->gs)
         memset(g, 0, f->cells * 4u);
     if (r->input)
-        fmpq_act_tile(s, f->r, sample, &f->tile, tile, mine + f->w.stream, mine + f->w.scratch);
+        fmpq_act_tile(s, f->r, sample, &f->tile, tile, mine + f->w.stream);
     else
         fmpq_input_tile(s, r, sample, &f->tile, tile);
     if (r->groups > 1) {
@@ -405,7 +406,7 @@ static void to_weights(void *arg, uint32_t sample, uint32_t worker)
         fmpq_dw job;
         s->k->planar(tile, mine + f->w.planar, f->tile.rows, f->tile.cols, f->tile.cols * f->tile.c, f->tile.c << 16 | r->cin, f->plane,
                      f->planar_row, r->stride);
-        s->k->interleave(e, (int8_t *)(mine + f->w.e4), r->h_out, r->w_out, r->cout, d->cop, sums);
+        s->k->interleave(e + f->row0, (int8_t *)(mine + f->w.e4), r->h_out, r->w_out, r->cout, (int32_t)f->rows, sums + f->row0);
         job.a = mine + f->w.planar;
         job.e = (const int8_t *)(mine + f->w.e4);
         job.g = g;
@@ -416,9 +417,9 @@ static void to_weights(void *arg, uint32_t sample, uint32_t worker)
         job.a_row = f->planar_row * r->stride * r->stride;
         job.rows = r->h_out;
         job.cols4 = (r->w_out + 3) / 4;
-        job.cop = d->cop;
-        job.cb0 = (int32_t)f->row0 / 16;
-        job.cb1 = (int32_t)(f->row0 + f->rows + 15) / 16;
+        job.cop = (int32_t)fmpq_up(f->rows, 16);
+        job.cb0 = 0;
+        job.cb1 = job.cop / 16;
         job.a_max = d->amax;
         s->k->dw(&job);
     }
@@ -480,7 +481,7 @@ void fmpq_backward_weight(fmpq_session *s, uint32_t i)
     const uint32_t tile_rows = r->groups > 1 ? d->rows : d->tile_rows;
     weight_pass f;
     int32_t lasso[FMPQ_MAX_PLANES];
-    fmpq_fx mult = s->hyper.lr;
+    fmpq_fx mult = s->hyper->lr;
     memset(&f, 0, sizeof(f));
     f.s = s;
     f.r = i;
@@ -576,7 +577,7 @@ void fmpq_backward_pool(fmpq_session *s, uint32_t i)
         int16_t *to = (int16_t *)(void *)(s->base + s->slot[i].e_in) + (size_t)b * s->d[i].in_size;
         const uint8_t *in = NULL;
         if (r->kind == FMPQ_MAXPOOL)
-            in = fmpq_tensor(s, r->input, b, mine + w.stream, mine + w.scratch);
+            in = fmpq_tensor(s, r->input, b, mine + w.stream);
         for (int32_t y = 0; y < r->h_in; y++)
             for (int32_t x = 0; x < r->w_in; x++)
                 for (int32_t c = 0; c < r->cin; c++) {

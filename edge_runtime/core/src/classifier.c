@@ -78,9 +78,7 @@ void fmpq_forward_classifier(fmpq_session *s, uint32_t i)
     for (uint32_t b = 0; b < s->count; b++) {
         uint8_t *p = features + (size_t)b * cin;
         int32_t *zb = z + (size_t)b * classes;
-        const uint8_t *from = fmpq_tensor(s, r->input, b, p, scratch);
-        if (from != p)
-            memcpy(p, from, cin);
+        memcpy(p, fmpq_tensor(s, r->input, b, scratch), cin);
         for (uint32_t k = 0; k < classes; k++) {
             int64_t acc = 0;
             int64_t v;
@@ -155,7 +153,7 @@ void fmpq_backward_classifier_weight(fmpq_session *s, uint32_t i)
     int16_t *q = (int16_t *)(void *)(work + w.row_q);
     int64_t *g = (int64_t *)(void *)(work + w.g64), *gb = (int64_t *)(void *)(work + w.sums);
     const fmpq_layer *l = &s->layer[i];
-    fmpq_fx mult = s->hyper.lr;
+    fmpq_fx mult = s->hyper->lr;
     int32_t lasso[FMPQ_MAX_PLANES];
     mult.e += l->g;
     mult = fmpq_fx_div(fmpq_fx_div(mult, fmpq_fx_mul(l->step, l->step)), fmpq_fx_norm(s->total_count, 0));

@@ -29,7 +29,7 @@ static void convolve(void *arg, uint32_t sample, uint32_t worker)
     int64_t *m1 = (int64_t *)(void *)(f->work + f->w.stats) + (size_t)worker * r->cout * 2;
     fmpq_igemm job = f->job;
     if (r->input)
-        fmpq_act_tile(s, f->r, sample, &f->tile, tile, mine + f->w.stream, mine + f->w.scratch);
+        fmpq_act_tile(s, f->r, sample, &f->tile, tile, mine + f->w.stream);
     else
         fmpq_input_tile(s, r, sample, &f->tile, tile);
     job.a = tile;
@@ -52,9 +52,10 @@ static void normalise(void *arg, uint32_t sample, uint32_t worker)
     const int32_t n = r->h_out * r->w_out;
     s->k->norm((int16_t *)(void *)(s->base + sl->y16) + at, (int8_t *)(s->base + sl->xhat) + at, n, r->cout, f->a, f->b, f->sh);
     if (sl->stream != FMPQ_NONE) {
-        /* fill the kept residual sum: compute it as if it were not kept */
+        /* the residual sum; its skip is at hand, kept or one step from its x-hat */
         uint8_t *mine = thread_part(f, worker);
-        fmpq_tensor_make(s, f->r + 1, sample, s->base + sl->stream + at, mine);
+        fmpq_tensor_make(s, f->r + 1, sample, mine);
+        memcpy(s->base + sl->stream + at, mine, s->d[f->r].out_size);
     }
 }
 

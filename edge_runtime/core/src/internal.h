@@ -21,6 +21,8 @@ typedef struct fmpq_slots {
     uint8_t skip_merges;             /* 1: the skip's error exists: e_out merges into it; 0: e_out becomes it, or waits (option A) */
     uint8_t refill;                  /* the stream buffer of the backward pass is filled again before the error pass of record refill - 1; 0: never */
     uint32_t again;                  /* that buffer */
+    uint8_t refilled;                /* it is filled now */
+    uint8_t spare[3];
 } fmpq_slots;
 
 /* Derived constants of a record under a plan. */
@@ -54,17 +56,17 @@ struct fmpq_session {
     fmpq_plan plan;
     uint8_t *base;
     uint64_t total;
-    fmpq_slots slot[FMPQ_MAX_RECORDS];
-    fmpq_derived d[FMPQ_MAX_RECORDS];
-    fmpq_layer layer[FMPQ_MAX_RECORDS];
-    fmpq_tensor_error err[FMPQ_MAX_RECORDS + 1];
+    /* tables of n_records entries (err: one more), behind this structure */
+    fmpq_slots *slot;
+    fmpq_derived *d;
+    fmpq_layer *layer;
+    fmpq_tensor_error *err;
     /* the micro-batch in work */
     const uint8_t *images;
     const uint16_t *labels;
     uint32_t count, total_count;
     int32_t training, last, first, backward;
-    uint8_t refilled[FMPQ_MAX_RECORDS]; /* the backward pass holds this record's output again */
-    fmpq_hyper hyper;
+    const fmpq_hyper *hyper; /* the caller's, during a step */
     fmpq_key key;
     int32_t *predict;
     fmpq_stats stats;
@@ -77,6 +79,9 @@ void fmpq_planes_pack(uint8_t *planes, uint32_t theta, int n_planes, uint32_t fi
 uint32_t fmpq_popcount(const uint8_t *data, uint32_t bytes);
 /* q (multiplied weight) from q_full, in place */
 void fmpq_effective(int16_t *q, uint32_t count, int n, int g);
+
+/* session.c: bytes of the session's structure and its tables */
+uint32_t fmpq_tables_size(uint32_t n_records);
 
 /* plan.c */
 int fmpq_derive(const fmpq_program *p, const fmpq_plan *plan, fmpq_derived *d);
@@ -91,17 +96,17 @@ typedef struct fmpq_geometry { /* the padded tile of a convolution's input (forw
 } fmpq_geometry;
 typedef struct fmpq_work_forward {
     uint32_t pack, pack_low, corr, coef, stats, thread0, thread_size; /* offsets in the work area */
-    uint32_t tile, stream, scratch;                                   /* offsets in a thread's part */
+    uint32_t tile, stream;                                            /* offsets in a thread's part */
     uint32_t total;
 } fmpq_work_forward;
 typedef struct fmpq_work_error {
-    uint32_t coef, sums, thread0, thread_size, stream, scratch, total;
+    uint32_t coef, sums, thread0, thread_size, stream, total;
 } fmpq_work_error;
 typedef struct fmpq_work_input {
-    uint32_t pack, pack_low, corr, maxima, thread0, thread_size, tile, stream, scratch, total;
+    uint32_t pack, pack_low, corr, maxima, thread0, thread_size, tile, stream, total;
 } fmpq_work_input;
 typedef struct fmpq_work_weight {
-    uint32_t g64, row_u, row_q, thread0, thread_size, g, sums, planar, e4, tile, stream, scratch, total;
+    uint32_t g64, row_u, row_q, thread0, thread_size, g, sums, planar, e4, tile, stream, total;
 } fmpq_work_weight;
 
 fmpq_geometry fmpq_tile_forward(const fmpq_record *r, const fmpq_derived *d);
@@ -110,17 +115,18 @@ fmpq_geometry fmpq_tile_backward(const fmpq_record *r, const fmpq_derived *d);
 int32_t fmpq_taps_backward(const fmpq_record *r, const fmpq_geometry *t, int32_t py, int32_t px, int32_t *off, uint8_t *index);
 int32_t fmpq_planar_row(const fmpq_record *r);
 fmpq_work_forward fmpq_plan_forward(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t r);
-fmpq_work_error fmpq_plan_error(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t r);
+fmpq_work_error fmpq_plan_error(const fmpq_program *p, const fmpq_plan *plan, uint32_t r);
 fmpq_work_input fmpq_plan_input(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t r);
 fmpq_work_weight fmpq_plan_weight(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t r);
 
 /* tensors.c: the u8 activations of one sample, read from a kept buffer or computed again */
 uint32_t fmpq_tensor_size(const fmpq_program *p, uint32_t tensor);
-uint32_t fmpq_tensor_scratch(const fmpq_program *p, uint32_t tensor);
-const uint8_t *fmpq_tensor(const fmpq_session *s, uint32_t tensor, uint32_t sample, uint8_t *out, uint8_t *scratch);
+uint32_t fmpq_tensor_room(const fmpq_program *p, uint32_t tensor, int kept);
+uint32_t fmpq_tensor_make_room(const fmpq_program *p, uint32_t tensor, int kept); /* for fmpq_tensor_make */
+const uint8_t *fmpq_tensor(const fmpq_session *s, uint32_t tensor, uint32_t sample, uint8_t *out);
 /* the input image, augmented, pixels as they are, into a tile with the mean around it */
 void fmpq_input_tile(const fmpq_session *s, const fmpq_record *r, uint32_t sample, const fmpq_geometry *t, uint8_t *tile);
-void fmpq_act_tile(const fmpq_session *s, uint32_t record, uint32_t sample, const fmpq_geometry *t, uint8_t *tile, uint8_t *stream, uint8_t *scratch);
+void fmpq_act_tile(const fmpq_session *s, uint32_t record, uint32_t sample, const fmpq_geometry *t, uint8_t *tile, uint8_t *stream);
 
 /* forward.c, backward.c, classifier.c, update.c, grouped.c */
 void fmpq_forward_conv(fmpq_session *s, uint32_t r);

@@ -64,8 +64,8 @@ typedef struct fmpq_kernels {
     void (*apply)(int16_t *q, const int32_t *v, int32_t n, int32_t f, fmpq_stream key, uint32_t base);
     /* NHWC -> planar: out[ch*plane + y*row + x] */
     void (*planar)(const uint8_t *in, uint8_t *out, int32_t rows, int32_t cols, int32_t in_row, int32_t c, int32_t plane, int32_t row, int32_t stride);
-    /* e8 NHWC -> [row][cols4][cop][4], zero filled; sums[co] += e8 */
-    void (*interleave)(const int8_t *e, int8_t *out, int32_t rows, int32_t cols, int32_t co, int32_t cop, int32_t *sums);
+    /* e8 NHWC, `pix` bytes a position, co of them -> [row][cols/4][co rounded up to 16][4], zero filled; sums[co] += e8 */
+    void (*interleave)(const int8_t *e, int8_t *out, int32_t rows, int32_t cols, int32_t pix, int32_t co, int32_t *sums);
 } fmpq_kernels;
 
 extern const fmpq_kernels fmpq_kernels_scalar;

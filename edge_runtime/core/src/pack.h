@@ -17,5 +17,5 @@ void fmpq_grouped_forward(const fmpq_record *r, const fmpq_igemm *j, const int16
 void fmpq_grouped_input(const fmpq_record *r, const uint8_t *e, const fmpq_geometry *t, const int16_t *q, int32_t shift, int16_t *out);
 void fmpq_grouped_weight(const fmpq_record *r, const uint8_t *a, const fmpq_geometry *t, const int8_t *e, int32_t *g);
 /* tensors.c: the activations of a conv record computed from x-hat even where a buffer for them exists */
-void fmpq_tensor_make(const fmpq_session *s, uint32_t t, uint32_t sample, uint8_t *out, uint8_t *scratch);
+void fmpq_tensor_make(const fmpq_session *s, uint32_t t, uint32_t sample, uint8_t *out);
 #endif

@@ -171,12 +171,12 @@ static void plan_buffers(const fmpq_program *p, const fmpq_plan *plan, scratch *
             s->id_xhat[r] = add(s, (uint64_t)b * d->out_size, r, back + 2, FMPQ_BUF_XHAT, r);
             s->id_y16[r] = add(s, (uint64_t)b * d->out_size * 2, r, r, FMPQ_BUF_Y16, r);
             s->id_work[r][0] = add(s, fmpq_plan_forward(p, plan, s->d, r).total, r, r, FMPQ_BUF_WORK, r);
-            s->id_work[r][1] = add(s, fmpq_plan_error(p, plan, s->d, r).total, back, back, FMPQ_BUF_WORK, r);
+            s->id_work[r][1] = add(s, fmpq_plan_error(p, plan, r).total, back, back, FMPQ_BUF_WORK, r);
         } else if (x->kind == FMPQ_CLASSIFIER) {
             s->id_xhat[r] = add(s, (uint64_t)b * x->cin, r, back + 2, FMPQ_BUF_XHAT, r);
             s->id_y16[r] = add(s, (uint64_t)b * x->cout * 4, r, back + 2, FMPQ_BUF_ERROR, r);
             /* features are read through the tensors before them */
-            s->id_work[r][0] = add(s, fmpq_up(d->theta * 2u, FMPQ_ALIGN) + fmpq_up(fmpq_tensor_scratch(p, x->input), FMPQ_ALIGN) + x->cout * 8u, r, r,
+            s->id_work[r][0] = add(s, fmpq_up(d->theta * 2u, FMPQ_ALIGN) + fmpq_tensor_room(p, x->input, 1), r, r,
                                    FMPQ_BUF_WORK, r);
         }
         s->id_work[r][2] = add(s, fmpq_plan_input(p, plan, s->d, r).total, back + 1, back + 1, FMPQ_BUF_WORK, r);
@@ -263,7 +263,7 @@ static uint64_t place(scratch *s)
 
 static uint64_t plan_state(const fmpq_program *p, const fmpq_plan *plan, scratch *s)
 {
-    uint64_t at = (sizeof(fmpq_session) + FMPQ_ALIGN - 1) / FMPQ_ALIGN * FMPQ_ALIGN;
+    uint64_t at = fmpq_up(fmpq_tables_size(p->n_records), FMPQ_ALIGN);
 #define TAKE(field, bytes)                                                                                                                        \
     do {                                                                                                                                          \
         s->slots[r].field = (uint32_t)at;                                                                                                         \
@@ -342,7 +342,7 @@ int fmpq_layout(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived
     if (err)
         return err;
     if (slots)
-        memcpy(slots, s->slots, sizeof(s->slots));
+        memcpy(slots, s->slots, p->n_records * sizeof(s->slots[0]));
     mem->n_buffers = s->n + 1;
     if (buffers && cap) {
         memset(&buffers[0], 0, sizeof(buffers[0]));

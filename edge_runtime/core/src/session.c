@@ -1,6 +1,25 @@
 /* The session: its arena, its weights, and the order of a step. */
 #include "internal.h"
 
+/* The tables lie behind the session's structure, the first thing in the arena. */
+static void fmpq_tables(fmpq_session *s, uint32_t n)
+{
+    uint8_t *at = (uint8_t *)s + fmpq_up(sizeof(*s), 8);
+    s->slot = (fmpq_slots *)(void *)at;
+    at += fmpq_up(n * (uint32_t)sizeof(fmpq_slots), 8);
+    s->d = (fmpq_derived *)(void *)at;
+    at += fmpq_up(n * (uint32_t)sizeof(fmpq_derived), 8);
+    s->layer = (fmpq_layer *)(void *)at;
+    at += fmpq_up(n * (uint32_t)sizeof(fmpq_layer), 8);
+    s->err = (fmpq_tensor_error *)(void *)at;
+}
+
+uint32_t fmpq_tables_size(uint32_t n)
+{
+    return fmpq_up(sizeof(fmpq_session), 8) + fmpq_up(n * (uint32_t)sizeof(fmpq_slots), 8) + fmpq_up(n * (uint32_t)sizeof(fmpq_derived), 8) +
+           fmpq_up(n * (uint32_t)sizeof(fmpq_layer), 8) + (n + 1) * (uint32_t)sizeof(fmpq_tensor_error);
+}
+
 int fmpq_init(const fmpq_program *program, const fmpq_plan *plan, void *buf, size_t len, void *scratch, fmpq_session **out)
 {
     fmpq_session *s = buf;
@@ -21,6 +40,7 @@ int fmpq_init(const fmpq_program *program, const fmpq_plan *plan, void *buf, siz
     s->plan = *plan;
     s->base = buf;
     s->total = mem.total;
+    fmpq_tables(s, program->n_records);
     err = fmpq_derive(program, plan, s->d);
     if (!err)
         err = fmpq_layout(program, plan, s->d, scratch, s->slot, &mem, NULL, 0);
@@ -195,7 +215,8 @@ static void forward(fmpq_session *s)
 static void backward(fmpq_session *s)
 {
     s->backward = 1;
-    memset(s->refilled, 0, sizeof(s->refilled));
+    for (uint32_t r = 0; r < s->p->n_records; r++)
+        s->slot[r].refilled = 0;
     for (uint32_t t = 0; t <= s->p->n_records; t++) {
         s->err[t].offset = FMPQ_NONE;
         s->err[t].pending = FMPQ_NO_TENSOR;
@@ -246,7 +267,7 @@ int fmpq_step(fmpq_session *s, const uint8_t *images, const uint16_t *labels, ui
             return FMPQ_E_ARGUMENT;
     pixels = (size_t)s->p->in_h * s->p->in_w * s->p->in_c;
     memset(&s->stats, 0, sizeof(s->stats));
-    s->hyper = *h;
+    s->hyper = h;
     s->key = key;
     s->training = 1;
     s->total_count = count;
@@ -263,6 +284,7 @@ int fmpq_step(fmpq_session *s, const uint8_t *images, const uint16_t *labels, ui
     }
     s->images = NULL;
     s->labels = NULL;
+    s->hyper = NULL;
     *out = s->stats;
     return FMPQ_OK;
 }

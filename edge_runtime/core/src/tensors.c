@@ -8,32 +8,54 @@ uint32_t fmpq_tensor_size(const fmpq_program *p, uint32_t t)
     return (uint32_t)p->rec[t - 1].h_out * p->rec[t - 1].w_out * p->rec[t - 1].cout;
 }
 
-/* Bytes that fmpq_tensor needs beside the result. */
-uint32_t fmpq_tensor_scratch(const fmpq_program *p, uint32_t t)
+/* An option-A shortcut that at most doubles the channels can shrink its source in place (no write overtakes a read). */
+static int shrinks_in_place(const fmpq_program *p, const fmpq_record *r)
 {
-    uint32_t most = 0, held = 0;
-    while (t) {
-        const fmpq_record *r = &p->rec[t - 1];
-        if (r->kind == FMPQ_CONV && r->skip_kind == FMPQ_SKIP_NONE)
-            break;
-        if (r->kind == FMPQ_CONV && r->skip_kind == FMPQ_SKIP_IDENTITY) {
-            t = r->skip; /* in place */
-            continue;
-        }
-        t = r->kind == FMPQ_CONV ? r->skip : r->input;
-        held += fmpq_up(fmpq_tensor_size(p, t), FMPQ_ALIGN);
-        most = held > most ? held : most;
-    }
-    return most;
+    return r->cout <= 2u * p->rec[r->skip - 1].cout;
 }
 
+/* Bytes that fmpq_tensor needs at `out`: the tensor, and the larger ones on the way to it. `kept`: residual sums are read from buffers, at
+ * least those before tensor t when `make` asks for t itself to be computed. */
+static uint32_t room_of(const fmpq_program *p, uint32_t t, int kept, int make)
+{
+    uint32_t before = 0, room = 0;
+    for (; t; make = 0) {
+        const fmpq_record *r = &p->rec[t - 1];
+        const uint32_t size = fmpq_tensor_size(p, t);
+        const int sum = r->kind == FMPQ_CONV && r->skip_kind != FMPQ_SKIP_NONE;
+        if (sum && kept && !make)
+            break;
+        room = before + size > room ? before + size : room;
+        if (r->kind == FMPQ_CONV && !sum)
+            break;
+        if (!sum || (r->skip_kind == FMPQ_SKIP_OPTION_A && !shrinks_in_place(p, r)))
+            before += fmpq_up(size, FMPQ_ALIGN);
+        t = sum ? r->skip : r->input;
+    }
+    return room;
+}
+
+uint32_t fmpq_tensor_room(const fmpq_program *p, uint32_t t, int kept)
+{
+    return room_of(p, t, kept, 0);
+}
+
+uint32_t fmpq_tensor_make_room(const fmpq_program *p, uint32_t t, int kept)
+{
+    return room_of(p, t, kept, 1);
+}
+
+/* out may be in: positions are read before they are overwritten */
 static void option_a(const fmpq_record *r, const fmpq_record *from, const uint8_t *in, uint8_t *out)
 {
     const uint32_t c = from->cout, pad = r->skip_pad_c, w = from->w_out;
-    memset(out, 0, (size_t)r->h_out * r->w_out * r->cout);
     for (uint32_t y = 0; y < r->h_out; y++)
-        for (uint32_t x = 0; x < r->w_out; x++)
-            memcpy(out + (y * r->w_out + x) * r->cout + pad, in + (2 * y * w + 2 * x) * c, c);
+        for (uint32_t x = 0; x < r->w_out; x++) {
+            uint8_t *o = out + (y * r->w_out + x) * r->cout;
+            memmove(o + pad, in + (2 * y * w + 2 * x) * c, c);
+            memset(o, 0, pad);
+            memset(o + pad + c, 0, r->cout - pad - c);
+        }
 }
 
 static void pool(const fmpq_record *r, const uint8_t *in, uint8_t *out)
@@ -57,38 +79,35 @@ static void pool(const fmpq_record *r, const uint8_t *in, uint8_t *out)
             }
 }
 
-const uint8_t *fmpq_tensor(const fmpq_session *s, uint32_t t, uint32_t sample, uint8_t *out, uint8_t *scratch)
+const uint8_t *fmpq_tensor(const fmpq_session *s, uint32_t t, uint32_t sample, uint8_t *out)
 {
     const uint32_t i = t - 1;
     const fmpq_record *r = &s->p->rec[i];
     const fmpq_slots *sl = &s->slot[i];
     const fmpq_derived *d = &s->d[i];
-    if (r->kind == FMPQ_MAXPOOL || r->kind == FMPQ_AVGPOOL || r->kind == FMPQ_GLOBALPOOL) {
-        uint8_t *in = scratch;
-        const uint8_t *src = fmpq_tensor(s, r->input, sample, in, scratch + fmpq_up(d->in_size, FMPQ_ALIGN));
-        pool(r, src, out);
+    if (r->kind != FMPQ_CONV) {
+        pool(r, fmpq_tensor(s, r->input, sample, out + fmpq_up(d->out_size, FMPQ_ALIGN)), out);
         return out;
     }
     if (sl->stream != FMPQ_NONE && (!s->backward || sl->stream_in_backward))
         return s->base + sl->stream + (size_t)sample * d->out_size;
-    if (s->backward && s->refilled[i])
+    if (s->backward && sl->refilled)
         return s->base + sl->again + (size_t)sample * d->out_size;
-    fmpq_tensor_make(s, t, sample, out, scratch);
+    fmpq_tensor_make(s, t, sample, out);
     return out;
 }
 
-void fmpq_tensor_make(const fmpq_session *s, uint32_t t, uint32_t sample, uint8_t *out, uint8_t *scratch)
+void fmpq_tensor_make(const fmpq_session *s, uint32_t t, uint32_t sample, uint8_t *out)
 {
     const uint32_t i = t - 1;
     const fmpq_record *r = &s->p->rec[i];
     const uint8_t *skip = NULL;
     int32_t skip_shift = 0;
     if (r->skip_kind == FMPQ_SKIP_IDENTITY) {
-        skip = fmpq_tensor(s, r->skip, sample, out, scratch);
+        skip = fmpq_tensor(s, r->skip, sample, out);
     } else if (r->skip_kind == FMPQ_SKIP_OPTION_A) {
-        const fmpq_record *from = &s->p->rec[r->skip - 1];
-        const uint8_t *src = fmpq_tensor(s, r->skip, sample, scratch, scratch + fmpq_up(fmpq_tensor_size(s->p, r->skip), FMPQ_ALIGN));
-        option_a(r, from, src, out);
+        uint8_t *at = shrinks_in_place(s->p, r) ? out : out + fmpq_up(s->d[i].out_size, FMPQ_ALIGN);
+        option_a(r, &s->p->rec[r->skip - 1], fmpq_tensor(s, r->skip, sample, at), out);
         skip = out;
     }
     if (skip)
@@ -129,11 +148,11 @@ void fmpq_input_tile(const fmpq_session *s, const fmpq_record *r, uint32_t sampl
         }
 }
 
-void fmpq_act_tile(const fmpq_session *s, uint32_t record, uint32_t sample, const fmpq_geometry *t, uint8_t *tile, uint8_t *stream, uint8_t *scratch)
+void fmpq_act_tile(const fmpq_session *s, uint32_t record, uint32_t sample, const fmpq_geometry *t, uint8_t *tile, uint8_t *stream)
 {
     const fmpq_record *r = &s->p->rec[record];
     const int32_t bits = s->plan.act_bits, row = r->w_in * r->cin;
-    const uint8_t *u = fmpq_tensor(s, r->input, sample, stream, scratch);
+    const uint8_t *u = fmpq_tensor(s, r->input, sample, stream);
     memset(tile, 0, (size_t)t->rows * (size_t)t->cols * (size_t)t->c);
     for (int32_t y = 0; y < r->h_in; y++) {
         uint8_t *o = tile + ((y + t->top) * t->cols + t->left) * t->c;

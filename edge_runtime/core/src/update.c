@@ -8,7 +8,7 @@ void fmpq_lasso_table(const fmpq_session *s, uint32_t r, int32_t *table)
     const uint32_t bytes = fmpq_plane_bytes(s->d[r].theta);
     for (int i = 0; i < FMPQ_MAX_PLANES; i++)
         table[i] = 0;
-    if (!s->hyper.has_lasso || !s->hyper.lasso[r].m || !s->last)
+    if (!s->hyper->has_lasso || !s->hyper->lasso[r].m || !s->last)
         return;
     for (int i = 0; i < l->n + l->g; i++) {
         const uint32_t k = fmpq_popcount(s->base + s->slot[r].planes + (uint32_t)(i + 1) * bytes, bytes);
@@ -16,7 +16,7 @@ void fmpq_lasso_table(const fmpq_session *s, uint32_t r, int32_t *table)
         int32_t v;
         if (!k)
             continue;
-        f = fmpq_fx_mul(s->hyper.lr, s->hyper.lasso[r]);
+        f = fmpq_fx_mul(s->hyper->lr, s->hyper->lasso[r]);
         f = fmpq_fx_div(f, fmpq_fx_norm(fmpq_isqrt64((uint64_t)k << 20), -10));
         v = fmpq_fx_apply(1, fmpq_fx_scale(f, 24 + i));
         table[i] = v > 1 << 30 ? 1 << 30 : v;
@@ -40,7 +40,7 @@ void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, int32_t *u, int1
     const uint32_t len = d->row_len, first = row * len;
     const int planes = l->n + l->g;
     uint8_t *where = s->base + s->slot[r].planes;
-    const fmpq_fx decay = fmpq_fx_scale(fmpq_fx_mul(s->hyper.lr, s->hyper.decay), 24);
+    const fmpq_fx decay = fmpq_fx_scale(fmpq_fx_mul(s->hyper->lr, s->hyper->decay), 24);
     int8_t *v8 = NULL;
     uint8_t *ev = NULL;
     uint32_t most = 0;
@@ -64,10 +64,10 @@ void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, int32_t *u, int1
         uint32_t a;
         if (decay.m)
             w += fmpq_clamp64(fmpq_fx_apply(q[k], decay), -(1 << 30), 1 << 30);
-        if (s->hyper.has_lasso)
+        if (s->hyper->has_lasso)
             w += lasso_of(lasso, q[k]);
         if (v8)
-            w += fmpq_rshift64(((int64_t)v8[k] * ((int64_t)1 << *ev)) * s->hyper.momentum_q15, 15);
+            w += fmpq_rshift64(((int64_t)v8[k] * ((int64_t)1 << *ev)) * s->hyper->momentum_q15, 15);
         u[k] = (int32_t)fmpq_clamp64(w, -(1 << 30), 1 << 30);
         a = (uint32_t)(u[k] < 0 ? -u[k] : u[k]);
         most = a > most ? a : most;
@@ -87,7 +87,7 @@ void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, int32_t *u, int1
 /* One parameter: gradient g, value p, velocity v (may be null), sum over micro-batches (may be null). */
 static void move(const fmpq_session *s, int32_t g, int32_t *p, int32_t *v, int32_t *sum, int32_t lim)
 {
-    const fmpq_fx decay = fmpq_fx_mul(s->hyper.lr, s->hyper.decay);
+    const fmpq_fx decay = fmpq_fx_mul(s->hyper->lr, s->hyper->decay);
     int64_t w = fmpq_clamp64(g, -(1 << 28), 1 << 28);
     if (sum && (!s->first || !s->last)) {
         *sum = (int32_t)fmpq_clamp64((s->first ? 0 : (int64_t)*sum) + w, -(1 << 30), 1 << 30);
@@ -98,7 +98,7 @@ static void move(const fmpq_session *s, int32_t g, int32_t *p, int32_t *v, int32
     if (s->plan.decay_bn)
         w += fmpq_clamp64(fmpq_fx_apply(*p, decay), -(1 << 28), 1 << 28);
     if (v) {
-        w += fmpq_rshift64((int64_t)*v * s->hyper.momentum_q15, 15);
+        w += fmpq_rshift64((int64_t)*v * s->hyper->momentum_q15, 15);
         *v = (int32_t)fmpq_clamp64(w, -(1 << 29), 1 << 29);
     }
     *p = (int32_t)fmpq_clamp64(*p - fmpq_clamp64(w, -(1 << 29), 1 << 29), -lim, lim);
@@ -112,7 +112,7 @@ static int32_t *at32(const fmpq_session *s, uint32_t offset)
 void fmpq_update_params(fmpq_session *s, uint32_t i, const int64_t *s1, const int64_t *s2)
 {
     const uint32_t n = s->p->rec[i].cout;
-    const fmpq_fx lr = fmpq_fx_div(s->hyper.lr, fmpq_fx_norm(s->total_count, 0));
+    const fmpq_fx lr = fmpq_fx_div(s->hyper->lr, fmpq_fx_norm(s->total_count, 0));
     const fmpq_fx nine = fmpq_fx_norm(9, 0);
     const int32_t ex = s->layer[i].ex;
     const fmpq_fx fg = fmpq_fx_scale(fmpq_fx_mul(lr, fmpq_fx_div(fmpq_fx_norm(1, 30), nine)), 16 + ex - 12);
@@ -127,7 +127,7 @@ void fmpq_update_params(fmpq_session *s, uint32_t i, const int64_t *s1, const in
 
 void fmpq_update_bias(fmpq_session *s, uint32_t i, const int64_t *gb)
 {
-    const fmpq_fx lr = fmpq_fx_div(s->hyper.lr, fmpq_fx_norm(s->total_count, 0));
+    const fmpq_fx lr = fmpq_fx_div(s->hyper->lr, fmpq_fx_norm(s->total_count, 0));
     const fmpq_fx f = fmpq_fx_scale(lr, 20 - 15);
     int32_t *bias = fmpq_params_i32(s, i, 0);
     int32_t *v = at32(s, s->slot[i].velocity_bn), *sum = at32(s, s->slot[i].sums_bn);

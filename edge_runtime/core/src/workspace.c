@@ -95,11 +95,10 @@ fmpq_work_forward fmpq_plan_forward(const fmpq_program *p, const fmpq_plan *plan
     w.coef = take(&at, r->cout * 12u);
     w.stats = take(&at, plan->threads * (uint64_t)r->cout * 16u);
     w.tile = take(&th, (uint64_t)t.rows * (uint32_t)t.cols * (uint32_t)t.c + FMPQ_ALIGN);
-    w.stream = take(&th, r->input ? d[i].in_size : 0);
-    w.scratch = take(&th, r->input ? fmpq_tensor_scratch(p, r->input) : 0);
-    /* after the convolutions the same thread part holds the activations for a kept residual sum */
+    w.stream = take(&th, fmpq_tensor_room(p, r->input, 1));
+    /* after the convolutions the same thread part holds the residual sum on its way to its buffer */
     if (r->skip_kind) {
-        const uint32_t need = fmpq_up(d[r->skip - 1].out_size, FMPQ_ALIGN) + fmpq_up(fmpq_tensor_scratch(p, r->skip), FMPQ_ALIGN);
+        const uint32_t need = fmpq_up(fmpq_tensor_make_room(p, i + 1, 1), FMPQ_ALIGN);
         th = th < need ? need : th;
     }
     w.thread_size = th;
@@ -108,7 +107,7 @@ fmpq_work_forward fmpq_plan_forward(const fmpq_program *p, const fmpq_plan *plan
     return w;
 }
 
-fmpq_work_error fmpq_plan_error(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t i)
+fmpq_work_error fmpq_plan_error(const fmpq_program *p, const fmpq_plan *plan, uint32_t i)
 {
     const fmpq_record *r = &p->rec[i];
     fmpq_work_error w;
@@ -116,8 +115,7 @@ fmpq_work_error fmpq_plan_error(const fmpq_program *p, const fmpq_plan *plan, co
     memset(&w, 0, sizeof(w));
     w.coef = take(&at, r->cout * 12u);
     w.sums = take(&at, plan->threads * (uint64_t)r->cout * 20u);
-    w.stream = take(&th, d[i].out_size);
-    w.scratch = take(&th, fmpq_tensor_scratch(p, i + 1));
+    w.stream = take(&th, fmpq_tensor_room(p, i + 1, !plan->recompute));
     w.thread_size = th;
     w.thread0 = take(&at, (uint64_t)plan->threads * th);
     w.total = at;
@@ -141,8 +139,7 @@ fmpq_work_input fmpq_plan_input(const fmpq_program *p, const fmpq_plan *plan, co
         w.tile = take(&th, (uint64_t)t.rows * (uint32_t)t.cols * (uint32_t)t.c + FMPQ_ALIGN);
     } else if (r->kind == FMPQ_MAXPOOL) {
         w.maxima = take(&at, plan->threads * 4u);
-        w.stream = take(&th, d[i].in_size);
-        w.scratch = take(&th, fmpq_tensor_scratch(p, r->input));
+        w.stream = take(&th, fmpq_tensor_room(p, r->input, !plan->recompute));
     } else if (r->kind == FMPQ_CLASSIFIER) {
         w.pack = take(&at, d[i].theta * 2ull);
         w.maxima = take(&at, r->cin * 8u);
@@ -174,13 +171,15 @@ fmpq_work_weight fmpq_plan_weight(const fmpq_program *p, const fmpq_plan *plan, 
         w.g = take(&th, cells * 4u);
         w.g64 = take(&th, d[i].gs ? cells * 8u : 0);
         w.sums = take(&th, (uint32_t)d[i].cop * 4u);
+        w.tile = take(&th, (uint64_t)t.rows * (uint32_t)t.cols * (uint32_t)t.c + FMPQ_ALIGN);
+        /* the activations are gone once the tile is made; planes and interleaved errors take their place */
+        w.stream = th;
         if (r->groups == 1) {
             w.planar = take(&th, plane * r->cin + FMPQ_ALIGN);
-            w.e4 = take(&th, (uint64_t)r->h_out * cols4 * (uint32_t)d[i].cop);
+            w.e4 = take(&th, (uint64_t)r->h_out * cols4 * fmpq_up(d[i].tile_rows, 16));
         }
-        w.tile = take(&th, (uint64_t)t.rows * (uint32_t)t.cols * (uint32_t)t.c + FMPQ_ALIGN);
-        w.stream = take(&th, r->input ? d[i].in_size : 0);
-        w.scratch = take(&th, r->input ? fmpq_tensor_scratch(p, r->input) : 0);
+        if (th < w.stream + fmpq_up(fmpq_tensor_room(p, r->input, !plan->recompute), FMPQ_ALIGN))
+            th = w.stream + fmpq_up(fmpq_tensor_room(p, r->input, !plan->recompute), FMPQ_ALIGN);
     }
     w.thread_size = th;
     w.thread0 = take(&at, (uint64_t)plan->threads * th);

@@ -160,27 +160,27 @@ static void stats512(const int16_t *y, int32_t n, int32_t c, int64_t *m1, int64_
         }
 }
 
-static void interleave512(const int8_t *e, int8_t *out, int32_t rows, int32_t cols, int32_t co, int32_t cop, int32_t *sums)
+static void interleave512(const int8_t *e, int8_t *out, int32_t rows, int32_t cols, int32_t pix, int32_t co, int32_t *sums)
 {
     if (co % 16 || cols % 4) {
-        NAME(interleave)(e, out, rows, cols, co, cop, sums);
+        NAME(interleave)(e, out, rows, cols, pix, co, sums);
         return;
     }
     for (int32_t k = 0; k < co; k += 16) {
         __m512i total = _mm512_loadu_si512(sums + k);
         for (int32_t q = 0; q < rows * cols / 4; q++) {
-            const int8_t *in = e + q * 4 * co + k;
+            const int8_t *in = e + q * 4 * pix + k;
             const __m128i r0 = _mm_loadu_si128((const __m128i *)(const void *)in);
-            const __m128i r1 = _mm_loadu_si128((const __m128i *)(const void *)(in + co));
-            const __m128i r2 = _mm_loadu_si128((const __m128i *)(const void *)(in + 2 * co));
-            const __m128i r3 = _mm_loadu_si128((const __m128i *)(const void *)(in + 3 * co));
+            const __m128i r1 = _mm_loadu_si128((const __m128i *)(const void *)(in + pix));
+            const __m128i r2 = _mm_loadu_si128((const __m128i *)(const void *)(in + 2 * pix));
+            const __m128i r3 = _mm_loadu_si128((const __m128i *)(const void *)(in + 3 * pix));
             const __m128i a = _mm_unpacklo_epi8(r0, r1), b = _mm_unpackhi_epi8(r0, r1);
             const __m128i f = _mm_unpacklo_epi8(r2, r3), d = _mm_unpackhi_epi8(r2, r3);
             __m512i v = _mm512_castsi128_si512(_mm_unpacklo_epi16(a, f));
             v = _mm512_inserti32x4(v, _mm_unpackhi_epi16(a, f), 1);
             v = _mm512_inserti32x4(v, _mm_unpacklo_epi16(b, d), 2);
             v = _mm512_inserti32x4(v, _mm_unpackhi_epi16(b, d), 3);
-            _mm512_storeu_si512(out + q * cop * 4 + k * 4, v);
+            _mm512_storeu_si512(out + q * co * 4 + k * 4, v);
             total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), v);
         }
         _mm512_storeu_si512(sums + k, total);
