@@ -17,7 +17,11 @@ def main() -> None:
     for name, case in golden.CASES.items():
         results[name] = golden.run(case, ReferenceSession)
         print(name, results[name]["state"], file=sys.stderr)
-    document = {"seed": golden.SEED, "generator": "tests/golden/make_edge.py with the PyTorch reference", "cases": results}
+    document = {
+        "seed": golden.SEED,
+        "generator": "tests/golden/make_edge.py with the PyTorch reference",
+        "cases": results,
+    }
     FILE.write_text(json.dumps(document, indent=2) + "\n")
 
 
