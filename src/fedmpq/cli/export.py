@@ -21,7 +21,7 @@ from fedmpq.cli._models import (
 )
 from fedmpq.errors import UsageError
 
-TARGETS = ("native",)
+TARGETS = ("native", "c")
 
 
 @click.command(
@@ -45,7 +45,7 @@ def command(model: str, scale: Any, target: str, out: Path | None, as_json: bool
     average bit-width (--bits) or a number of bytes (--memory, --profile): then the plan with the most bits that fits is
     taken; micro-batch and, if need be, batch shrink before bits fall below 4.
     """
-    from fedmpq.edge_runtime import artifact, core
+    from fedmpq.edge_runtime import core
     from fedmpq.export.build import build_artifact
 
     model_choice, plan_choice = take_model(options), take_plan(options)
@@ -63,11 +63,11 @@ def command(model: str, scale: Any, target: str, out: Path | None, as_json: bool
     built = build_artifact(
         compiled, choice.plan, scale=scale, manifest={"budget": budget, "data": model_choice.data, "target": target}
     )
-    file = _target_path(out, model)
-    size = artifact.write(file, built)
+    files = _write(built, target, out, model)
     result = {
-        "file": file,
-        "bytes": size,
+        "file": files[0],
+        "files": files,
+        "bytes": sum(file.stat().st_size for file in files),
         "target": target,
         "program": program.sha256,
         "records": len(program.records),
@@ -86,11 +86,30 @@ def _print(result: dict[str, Any]) -> None:
         f"{result['records']} records, {result['weights']:,} weights, {result['average_bits']:g} bits; training takes "
         f"{result['planned_bytes']:,} bytes at batch {result['batch']} (micro-batch {result['micro_batch']})"
     )
-    click.echo(f"{result['file']}  {human_bytes(result['bytes'])}")
+    for file in result["files"]:
+        click.echo(f"{file}  {human_bytes(file.stat().st_size)}")
 
 
-def _target_path(out: Path | None, model: str) -> Path:
-    name = model.rsplit(":", 1)[-1].replace("/", "_") + ".fmpq"
+def _write(built: Any, target: str, out: Path | None, model: str) -> list[Path]:
+    """Writes the target's files and returns their paths, the main one first."""
+    from fedmpq.edge_runtime import artifact, container
+
+    title = model.rsplit(":", 1)[-1].replace("/", "_")
+    if target == "native":
+        file = _path(out, title, ".fmpq")
+        artifact.write(file, built)
+        return [file]
+    from fedmpq.export.c_source import c_sources
+
+    header = _path(out, title, ".h")
+    sources = c_sources(built, header.stem)
+    for name, text in sources.items():
+        container.write_atomic(header.with_name(name), text.encode())
+    return [header.with_name(name) for name in sources]
+
+
+def _path(out: Path | None, title: str, suffix: str) -> Path:
+    """--out may be a file or a folder; without it the file lies in the current folder."""
     if out is None:
-        return Path(name)
-    return out / name if out.is_dir() or not out.suffix else out
+        return Path(title + suffix)
+    return out / (title + suffix) if out.is_dir() or not out.suffix else out

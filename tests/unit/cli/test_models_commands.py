@@ -70,7 +70,13 @@ def test_a_memory_limit_gives_a_plan_within_it(tmp_path: Path, capsys: pytest.Ca
     assert planned["measured_bytes"] == made["planned_bytes"]
     assert planned["bits"] == made["bits"]
     board = result(capsys, "plan", "resnet8", "--profile", "stm32h743")
-    assert board["planned_bytes"] <= 786432
+    assert board["planned_bytes"] <= 901120
+
+
+def test_the_c_target_writes_a_header_and_a_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = result(capsys, "export", "resnet8", "--batch", "1", "--target", "c", "--out", str(tmp_path / "fw"))
+    assert [Path(file).name for file in made["files"]] == ["resnet8.h", "resnet8.c"]
+    assert f"RESNET8_ARENA_BYTES {made['planned_bytes']}u" in (tmp_path / "fw" / "resnet8.h").read_text()
 
 
 def test_plan_options_change_an_artifacts_plan(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
