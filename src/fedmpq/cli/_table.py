@@ -15,6 +15,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "coordinator": ("fedmpq.cli.coordinator:command", "Serve a fleet and look into it."),
     "profiles": ("fedmpq.cli.profiles:command", "List, show and check device profiles."),
     "simulate": ("fedmpq.cli.simulate:command", "Simulate federated runs in one process."),
+    "build": ("fedmpq.cli.build:command", "Build programs for a device class on this machine."),
+    "bench": ("fedmpq.cli.bench:command", "Measure speed and memory of training here."),
     "data": ("fedmpq.cli.data:command", "Import, partition and inspect data sets."),
     "demo": ("fedmpq.cli.demo:command", "Run a broker, a coordinator and four devices on real images."),
     "completion": ("fedmpq.cli.completion:command", "Print a shell completion script."),

@@ -1,0 +1,56 @@
+/* The int8 multiply-accumulate rate of one core, for `fedmpq bench`: loops of such instructions on registers alone.
+ * Not part of the training core; nothing in it calls this. */
+#include "fmpq/fmpq.h"
+#include <string.h>
+
+FMPQ_API uint64_t fmpq_peak_macs(const char *isa, uint64_t iterations);
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+
+/* 16 independent accumulators hide the latency of 4..5 cycles on two ports; asm, so that nothing is folded. */
+#define REPEAT16(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
+#define REPEAT6(X) X(0) X(1) X(2) X(3) X(4) X(5)
+
+/* u8 x s8 into s32: 64 a instruction. */
+__attribute__((target("avx512f,avx512vnni"))) static uint64_t vnni512(uint64_t iterations) {
+    __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(5);
+#define DECLARE(i) __m512i r##i = _mm512_setzero_si512();
+    REPEAT16(DECLARE)
+#undef DECLARE
+    for (uint64_t n = 0; n < iterations; n++) {
+#define STEP(i) __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(r##i) : "v"(a), "v"(b));
+        REPEAT16(STEP)
+#undef STEP
+    }
+    return iterations * 16 * 64;
+}
+
+/* pmaddubsw, pmaddwd, paddd: 32 a triple. */
+__attribute__((target("avx2"))) static uint64_t avx2(uint64_t iterations) {
+    __m256i a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(5), one = _mm256_set1_epi16(1);
+#define DECLARE(i) __m256i r##i = _mm256_setzero_si256(), t##i = _mm256_setzero_si256();
+    REPEAT6(DECLARE)
+#undef DECLARE
+    for (uint64_t n = 0; n < iterations; n++) {
+#define STEP(i)                                                                                                        \
+    __asm__ volatile("vpmaddubsw %3, %2, %1\n\tvpmaddwd %4, %1, %1\n\tvpaddd %1, %0, %0"                               \
+                     : "+x"(r##i), "+x"(t##i)                                                                          \
+                     : "x"(a), "x"(b), "x"(one));
+        REPEAT6(STEP)
+#undef STEP
+    }
+    return iterations * 6 * 32;
+}
+#endif
+
+/* Runs the loop of an instruction set; returns its multiply-accumulates, 0 if there is no loop for it here. */
+uint64_t fmpq_peak_macs(const char *isa, uint64_t iterations) {
+    if (!fmpq_isa_available(isa)) return 0;
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (!strcmp(isa, "avx512vnni")) return vnni512(iterations);
+    if (!strcmp(isa, "avx2")) return avx2(iterations);
+#endif
+    (void)iterations;
+    return 0;
+}

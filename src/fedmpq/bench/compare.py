@@ -1,0 +1,165 @@
+"""Several engines side by side: warm, in turns (A B C A B C …), medians."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedmpq.bench import machine, macs
+from fedmpq.bench.job import ENGINES, Job
+from fedmpq.bench.process import Worker, prepare
+from fedmpq.edge_runtime import artifact, core
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One job's turns.
+
+    Attributes:
+        job: what ran.
+        turns: median wall seconds of a step in each turn.
+        cpu_turns: the same in processor seconds of the process, which other programs do not stretch as much.
+        steps: steps timed in all.
+        memory_bytes: how far the process grew over its idle size, at most.
+        details: what the engine says of itself.
+        losses: of the first and of the last step.
+    """
+
+    job: Job
+    turns: list[float]
+    cpu_turns: list[float]
+    steps: int
+    memory_bytes: int
+    details: dict[str, Any]
+    losses: tuple[float, float]
+
+    @property
+    def seconds(self) -> float:
+        """Median over turns of a step's wall time."""
+        return statistics.median(self.turns)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Median over turns of a step's processor time."""
+        return statistics.median(self.cpu_turns)
+
+    def result(self) -> dict[str, Any]:
+        """An entry of `results`."""
+        return {
+            "engine": self.job.engine,
+            "images_per_s": round(self.job.batch / self.seconds, 3),
+            "step_ms": round(self.seconds * 1e3, 4),
+            "memory_bytes": self.memory_bytes,
+            "cpu_ms": round(self.cpu_seconds * 1e3, 4),
+            "batch": self.job.batch,
+            "threads": self.job.threads,
+            "steps": self.steps,
+            "turns_ms": [round(turn * 1e3, 4) for turn in self.turns],
+            "first_loss": round(self.losses[0], 4),
+            "last_loss": round(self.losses[1], 4),
+            **self.details,
+        }
+
+
+def run(
+    jobs: Sequence[Job], repetitions: int, seconds: float, advance: Callable[[int], None] = lambda _: None
+) -> list[Measured]:
+    """Prepares and times all jobs.
+
+    Args:
+        jobs: what to run; each gets a process of its own.
+        repetitions: turns of each job.
+        seconds: length of a turn; at least one step is taken.
+        advance: told of each turn.
+
+    Raises:
+        BenchError: an engine failed.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedmpq-bench-"))
+        placed = [replace(job, folder=folder) for job in jobs]
+        for path in {job.file(""): job for job in placed}.values():
+            prepare(path)
+        return _turns(stack, placed, repetitions, seconds, advance)
+
+
+def _turns(
+    stack: ExitStack, jobs: Sequence[Job], repetitions: int, seconds: float, advance: Callable[[int], None]
+) -> list[Measured]:
+    workers = [stack.enter_context(Worker(job)) for job in jobs]
+    loaded = [worker.ask("load", job=worker.job.json()) for worker in workers]
+    # warm: caches, allocators and frequency; engines whose first step took seconds are warm after it
+    for worker, facts in zip(workers, loaded, strict=True):
+        if facts["first_step_s"] < 2:
+            worker.ask("run", seconds=min(seconds, 1.0))
+    wall: list[list[float]] = [[] for _ in jobs]
+    cpu: list[list[float]] = [[] for _ in jobs]
+    steps, memory, losses = [0] * len(jobs), [0] * len(jobs), [0.0] * len(jobs)
+    for _ in range(repetitions):
+        for i, worker in enumerate(workers):
+            answer = worker.ask("run", seconds=seconds)
+            wall[i].append(statistics.median(answer["wall"]))
+            cpu[i].append(statistics.median(answer["cpu"]))
+            steps[i] += len(answer["wall"])
+            memory[i], losses[i] = answer["memory_bytes"], answer["loss"]
+            advance(1)
+    return [
+        Measured(job, wall[i], cpu[i], steps[i], memory[i], loaded[i]["details"], (loaded[i]["loss"], losses[i]))
+        for i, job in enumerate(jobs)
+    ]
+
+
+def train(
+    job: Job,
+    against: Sequence[str],
+    repetitions: int,
+    seconds: float,
+    advance: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """The document of `fedmpq bench train`: the core, its peers and the machine's int8 peak in one run.
+
+    Args:
+        job: the core's job; peers run the same model, batch and threads.
+        against: names of peers.
+        repetitions: turns of each engine.
+        seconds: length of a turn.
+        advance: told of each turn.
+    """
+    before = machine.load()
+    names = ["fedmpq", *against, "peak"]
+    with tempfile.TemporaryDirectory(prefix="fedmpq-bench-") as folder, ExitStack() as stack:
+        jobs = [replace(job, engine=name, folder=folder) for name in names]
+        jobs[-1] = replace(jobs[-1], threads=1)
+        for each in jobs:
+            prepare(each)
+        program = core.Program(artifact.read(jobs[0].file(".fmpq")).program)
+        *measured, peak = _turns(stack, jobs, repetitions, seconds, advance)
+    ours = measured[0]
+    rate = peak.details["macs"] / peak.seconds
+    done = macs.step(program) * job.batch / ours.seconds
+    return {
+        "model": job.model,
+        "input": list(job.shape),
+        "bits": job.bits,
+        "act_bits": job.act_bits,
+        "batch": job.batch,
+        "threads": job.threads,
+        "momentum": job.momentum,
+        "isa": peak.details["isa"],
+        "results": [entry.result() for entry in measured],
+        "ratio_vs": {
+            ENGINES[entry.job.engine][1]: round(entry.seconds / ours.seconds, 4) for entry in measured[1:]
+        },
+        "macs_per_sample": macs.step(program),
+        "peak_macs_per_s": round(rate),
+        "peak_fraction": round(done / (rate * job.threads), 4) if rate else None,
+        "repetitions": repetitions,
+        "turn_seconds": seconds,
+        "machine": machine.describe(),
+        "load_before": before,
+        "load_after": machine.load(),
+    }

@@ -1,0 +1,99 @@
+"""ONNX Runtime training 1.19.2: artifacts generated here from an ONNX export of the model.
+
+Traps: the ONNX version of the export is newer than this runtime reads (the IR version is lowered); a training-mode
+export has batch-norms whose eval model cannot be inferred, so the training graph comes from an eval-mode export whose
+batch-norms are switched to training afterwards; the artifact folder must exist.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedmpq.bench.job import Job
+
+_IR_VERSION = 9
+_OPSET = 15
+
+
+def prepare(job: Job) -> None:
+    """Exports the model to ONNX and generates training artifacts."""
+    import onnx
+    import torch
+    from onnxruntime.training import artifacts
+
+    from fedmpq.bench.engines.pytorch import module, tensors
+
+    folder = job.file("")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.onnx"
+    images, _ = tensors(job)
+    model = module(job).eval()
+    torch.onnx.export(
+        model, (images,), str(path), dynamo=False, opset_version=_OPSET, do_constant_folding=False,
+        training=torch.onnx.TrainingMode.PRESERVE, input_names=["images"], output_names=["logits"],
+        dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
+    )  # fmt: skip
+    graph = onnx.load(str(path))
+    graph.ir_version = _IR_VERSION
+    train_batch_norm(graph)
+    trained = [name for name, _ in model.named_parameters()]
+    kept = [x.name for x in graph.graph.initializer if x.name not in trained]
+    artifacts.generate_artifacts(
+        graph, requires_grad=trained, frozen_params=kept, loss=artifacts.LossType.CrossEntropyLoss,
+        optimizer=artifacts.OptimType.SGD, artifact_directory=str(folder),
+    )  # fmt: skip
+
+
+def train_batch_norm(graph: Any) -> None:
+    """Switches every BatchNormalization to training: batch statistics, running ones as further outputs."""
+    import onnx
+
+    for node in graph.graph.node:
+        if node.op_type == "BatchNormalization":
+            kept = [x for x in node.attribute if x.name != "training_mode"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute("training_mode", 1)])
+            del node.output[1:]
+            node.output.extend([f"{node.output[0]}_mean", f"{node.output[0]}_var"])
+
+
+class OrtEngine:
+    """A training session with its optimiser session."""
+
+    def __init__(self, job: Job) -> None:
+        import numpy as np
+        import onnxruntime
+        from onnxruntime.training.api import CheckpointState, Module, Optimizer
+
+        folder = job.file("")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = job.threads
+        options.inter_op_num_threads = 1
+        self.version = onnxruntime.__version__
+        self.state = CheckpointState.load_checkpoint(str(folder / "checkpoint"))
+        self.module = Module(
+            str(folder / "training_model.onnx"), self.state, str(folder / "eval_model.onnx"), session_options=options
+        )
+        self.optimizer = Optimizer(str(folder / "optimizer_model.onnx"), self.module)
+        self.optimizer.set_learning_rate(0.01)
+        channels, height, width = job.shape
+        pixels = np.frombuffer(job.images(), np.uint8).reshape(job.batch, height, width, channels)
+        self.images = np.ascontiguousarray(((pixels.astype(np.float32) - 128) / 64).transpose(0, 3, 1, 2))
+        self.labels = np.array(job.labels(), np.int64)
+
+    def details(self) -> dict[str, Any]:
+        """Version."""
+        return {"version": self.version, "model": "fp32"}
+
+    def step(self) -> float:
+        """Forward, backward, update."""
+        self.module.train()
+        loss = self.module(self.images, self.labels)
+        self.optimizer.step()
+        self.module.lazy_reset_grad()
+        return float(loss)
+
+
+def load(job: Job) -> OrtEngine:
+    """The sessions and the batch."""
+    return OrtEngine(job)

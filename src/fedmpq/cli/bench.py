@@ -1,0 +1,109 @@
+"""`fedmpq bench`: speed and memory of a training step, beside other trainers on the same machine."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from fedmpq.cli._common import emit, example, human_bytes, json_option, note, print_table, progress
+from fedmpq.cli._models import MODEL_HELP, ImageShape
+from fedmpq.errors import UsageError
+
+_PEERS = ("torch", "ort-training", "executorch")
+
+
+class Engines(click.ParamType[tuple[str, ...]]):
+    """An option type for a comma-separated list of peers; "none" for an empty one."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Parse names."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in str(value).split(",") if name.strip())
+        if names in {(), ("none",)}:
+            return ()
+        for name in names:
+            if name not in _PEERS:
+                self.fail(f"{name!r} is no engine; choose from {', '.join(_PEERS)} or none", param, ctx)
+        return tuple(dict.fromkeys(names))
+
+
+@click.group(
+    epilog=example(
+        "fedmpq bench train --model resnet20 --batch 64 --against torch",
+        "fedmpq bench memory --model resnet8",
+        "fedmpq bench kernels --model resnet20",
+    )
+)
+def command() -> None:
+    """Measure speed and memory of training here."""
+
+
+@command.command(
+    epilog=example(
+        "fedmpq bench train --model resnet20 --bits 4 --batch 64 --threads 1 "
+        "--against torch,ort-training,executorch --json",
+        "fedmpq bench train --model resnet8 --isa avx2",
+    )
+)
+@click.option("--model", default="resnet20", help=f"What to train: {MODEL_HELP}.")
+@click.option("--input", "shape", type=ImageShape(), default="3x32x32", help="Image shape, channels first.")
+@click.option("--classes", type=click.IntRange(2, 1024), default=10, help="Number of classes.")
+@click.option("--bits", type=click.FloatRange(1, 8), default=4, help="Average bit-width of the core.")
+@click.option("--act-bits", type=click.Choice(["4", "8"]), default="4", help="Bits of an activation of the core.")
+@click.option("--batch", type=click.IntRange(1, 65535), default=64, help="Samples of a step.")
+@click.option("--threads", type=click.IntRange(1, 64), default=1, help="Threads of every engine.")
+@click.option("--momentum/--no-momentum", default=False, help="Keep a momentum (ort-training's SGD has none).")
+@click.option("--against", type=Engines(), default="torch", help="Peers: torch, ort-training, executorch, or none.")
+@click.option("--isa", help="Hold the core and PyTorch to an instruction set, e.g. avx2.")
+@click.option("--repetitions", type=click.IntRange(1, 1000), default=7, help="Turns of each engine; medians count.")
+@click.option("--seconds", type=click.FloatRange(0.001, 600), default=1.0, help="Length of a turn.")
+@click.option("--seed", type=click.IntRange(0, 2**31), default=0, help="Fixes weights and images.")
+@json_option
+def train(
+    model: str, shape: tuple[int, int, int], against: tuple[str, ...], repetitions: int, seconds: float,
+    isa: str | None, act_bits: str, as_json: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Time a training step beside other trainers.
+
+    Forward, backward and update of the same model on the same batch. Every engine has a process of its own; they take
+    turns, and the median counts. `memory_bytes` is the growth of that process over its idle size.
+    """
+    from fedmpq.bench import compare
+    from fedmpq.bench.job import Job
+    from fedmpq.edge_runtime import core
+
+    if isa is not None and isa not in core.isas():
+        raise UsageError(f"--isa {isa} is not available here", f"one of: {', '.join(core.isas())}")
+    job = Job("fedmpq", model, shape, isa=isa, act_bits=int(act_bits), **options)
+    with progress("turns", total=repetitions * (2 + len(against))) as advance:
+        result = compare.train(job, against, repetitions, seconds, advance)
+    emit(result, as_json, _print_train)
+
+
+def _print_train(result: dict[str, Any]) -> None:
+    ours = result["results"][0]["step_ms"]
+    print_table(
+        ["engine", "images/s", "step, ms", "times ours", "memory", "what"],
+        [
+            [
+                entry["engine"], float(entry["images_per_s"]), float(entry["step_ms"]), entry["step_ms"] / ours,
+                human_bytes(entry["memory_bytes"]), entry["model"],
+            ]
+            for entry in result["results"]
+        ],
+        f"{result['model']}, batch {result['batch']}, {result['threads']} thread(s), {result['isa']}",
+    )  # fmt: skip
+    if result["peak_fraction"] is not None:
+        print(
+            f"{100 * result['peak_fraction']:.1f} % of the int8 peak measured in this run "
+            f"({result['peak_macs_per_s'] / 1e9:.0f} G multiply-accumulates a second and core)"
+        )
+    busy = max(result["load_before"][0], result["load_after"][0])
+    if busy > result["threads"] + 1:
+        note(f"the machine was busy (load {busy:g}): expect worse figures than on a quiet one")
+    sys.stdout.flush()
