@@ -258,6 +258,7 @@ class Agent:
             return
         timer = self._timer["program" if fetch is self._program_fetch else "blobs"]
         timer.relax()
+        timer.hold(self._clock(), FIRST_S)  # the rest is probably under way
         if fetch.window_empty:
             timer.reset()
 

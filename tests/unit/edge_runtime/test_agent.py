@@ -8,9 +8,10 @@ import pytest
 
 from fedmpq.edge_runtime import core, protocol, topics
 from fedmpq.edge_runtime.agent import PLAN_REQUESTS
+from fedmpq.edge_runtime.chunks import encode_chunk
 from fedmpq.edge_runtime.shard import write_shard
 from fedmpq.edge_runtime.trainer import core_plan
-from fedmpq.edge_runtime.transport import Disconnected
+from fedmpq.edge_runtime.transport import Disconnected, Incoming
 from fedmpq.errors import DataError, FormatError, NetworkError
 from tests.helpers.scripted import DEVICE, NET, PROGRAM, RUN, Rig, expected_layers, with_times
 
@@ -184,6 +185,24 @@ def test_losses_duplicates_and_disorder_do_not_stop_a_round(tmp_path: Path, seed
     assert rig.agent.rounds_trained == 3
 
 
+def test_chunks_that_come_slowly_are_not_asked_for_again(rig: Rig) -> None:
+    rig.coordinator.announce()
+    plan = rig.coordinator.make_plan(1)
+    blobs = [blob for layer in plan.layers for blob in layer.blobs]
+    rig.coordinator.open_round(plan)
+    rig.until(lambda: rig.agent.assignment is not None)
+    rig.coordinator.mute = {topics.REQUEST}
+    for _ in range(20):
+        rig.turn()
+    asked = len(rig.coordinator.of(protocol.Request))
+    for sha256 in blobs:  # one a second: the whole takes many times the patience for one
+        rig.clock.now += 1.0
+        rig.coordinator.publish(DEVICE, topics.CHUNK, encode_chunk(sha256, rig.coordinator.blobs[sha256], 0))
+        rig.turn()
+    assert len(rig.coordinator.of(protocol.Request)) <= asked + 1
+    rig.until(rig.settled)
+
+
 def test_a_corrupt_chunk_is_asked_for_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = rig.coordinator.make_plan(1)
     victim = plan.layers[2].planes[0]
@@ -236,8 +255,13 @@ def test_stale_foreign_and_malformed_messages_change_nothing(rig: Rig, caplog: p
     coordinator.publish(None, topics.ROUND, protocol.RoundState(RUN, 1, 9, "collect", 0))
     for _ in range(50):
         rig.turn()
+    other = coordinator.topics.device("pi-2", topics.PLAN)
+    rig.agent.handle(Incoming(other, protocol.encode(coordinator.make_plan(3))))
+    rig.turn()
     assert rig.store.record == record
+    assert not [request for request in coordinator.of(protocol.Request) if request.plan]
     assert "message dropped" in caplog.text
+    assert "another device" in caplog.text
 
 
 def test_the_plan_of_an_open_round_is_asked_for_a_bounded_number_of_times(rig: Rig) -> None:
