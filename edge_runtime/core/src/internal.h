@@ -128,10 +128,13 @@ const uint8_t *fmpq_tensor(const fmpq_session *s, uint32_t tensor, uint32_t samp
 void fmpq_input_tile(const fmpq_session *s, const fmpq_record *r, uint32_t sample, const fmpq_geometry *t, uint8_t *tile);
 void fmpq_act_tile(const fmpq_session *s, uint32_t record, uint32_t sample, const fmpq_geometry *t, uint8_t *tile, uint8_t *stream);
 
-/* forward.c, backward.c, classifier.c, update.c, grouped.c */
+/* forward.c, classifier.c, error_norm.c, error_input.c, weight_gradient.c, pool.c, update.c */
 void fmpq_forward_conv(fmpq_session *s, uint32_t r);
 void fmpq_forward_classifier(fmpq_session *s, uint32_t r);
 void fmpq_backward_classifier(fmpq_session *s, uint32_t r);
+/* error_merge.c: record i's e_in holds its error to its input with (ex, mx); its output error goes to its skip */
+void fmpq_contribute_input(fmpq_session *s, uint32_t i, int32_t ex, int32_t mx);
+void fmpq_contribute_skip(fmpq_session *s, uint32_t i);
 void fmpq_backward_pool(fmpq_session *s, uint32_t r);
 void fmpq_backward_error(fmpq_session *s, uint32_t r);
 void fmpq_backward_input(fmpq_session *s, uint32_t r);

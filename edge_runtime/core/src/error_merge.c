@@ -1,0 +1,111 @@
+/* Contributions of several readers to the error of one tensor (docs/arithmetic.md, section 7). */
+#include "pack.h"
+
+static void merge_shifts(const fmpq_tensor_error *a, int32_t ex2, int32_t mx2, int32_t *xo, int32_t *s1, int32_t *s2)
+{
+    const int32_t t1 = fmpq_bitlen64((uint64_t)a->mx) + a->ex, t2 = fmpq_bitlen64((uint64_t)mx2) + ex2;
+    *xo = (t1 > t2 ? t1 : t2) + 1 - 15;
+    *s1 = *xo - a->ex;
+    *s2 = *xo - ex2;
+}
+
+/* error of tensor t += other (same shape) */
+static void merge_same(fmpq_session *s, uint32_t t, uint32_t other, int32_t ex2, int32_t mx2, uint32_t size)
+{
+    fmpq_tensor_error *a = &s->err[t];
+    int16_t *e1 = (int16_t *)(void *)(s->base + a->offset);
+    const int16_t *e2 = (const int16_t *)(const void *)(s->base + other);
+    int32_t xo, s1, s2;
+    if (!mx2)
+        return;
+    if (!a->mx) {
+        memcpy(e1, e2, (size_t)size * 2);
+        a->ex = ex2;
+        a->mx = mx2;
+        return;
+    }
+    merge_shifts(a, ex2, mx2, &xo, &s1, &s2);
+    a->mx = s->k->merge(e1, e2, size, s1, s2);
+    a->ex = xo;
+}
+
+/* error of tensor t += the option-A error of record i's output, spread to even positions and the skip's channels */
+static void merge_option_a(fmpq_session *s, uint32_t t, uint32_t i)
+{
+    fmpq_tensor_error *a = &s->err[t];
+    const fmpq_tensor_error *b = &s->err[i + 1];
+    const fmpq_record *r = &s->p->rec[i], *from = &s->p->rec[t - 1];
+    const uint32_t c = from->cout, w = from->w_out, n = (uint32_t)from->h_out * w * c;
+    int32_t xo, s1, s2, mx2 = 0;
+    /* the largest error among the channels that the shortcut carries */
+    for (uint32_t k = 0; k < s->count * r->h_out * r->w_out; k++) {
+        const int32_t top = s->k->max16((const int16_t *)(const void *)(s->base + b->offset) + (size_t)k * r->cout + r->skip_pad_c, c);
+        mx2 = top > mx2 ? top : mx2;
+    }
+    if (!mx2)
+        return;
+    if (!a->mx) {
+        s1 = s2 = 0;
+        xo = b->ex;
+    } else {
+        merge_shifts(a, b->ex, mx2, &xo, &s1, &s2);
+    }
+    a->mx = 0;
+    for (uint32_t k = 0; k < s->count; k++) {
+        int16_t *e1 = (int16_t *)(void *)(s->base + a->offset) + (size_t)k * n;
+        const int16_t *e2 = (const int16_t *)(const void *)(s->base + b->offset) + (size_t)k * s->d[i].out_size;
+        int32_t most;
+        for (uint32_t y = 0; y < from->h_out; y++)
+            for (uint32_t x = 0; x < w; x++) {
+                int16_t *o = e1 + (y * w + x) * c;
+                if ((y | x) & 1u) {
+                    s->k->merge(o, o, c, s1, 63);
+                    continue;
+                }
+                s->k->merge(o, e2 + (y / 2 * r->w_out + x / 2) * r->cout + r->skip_pad_c, c, s1, s2);
+            }
+        most = s->k->max16(e1, n);
+        a->mx = most > a->mx ? most : a->mx;
+    }
+    a->ex = xo;
+}
+
+/* Record i's e_in holds its error to `input` with (ex, mx): make it, or merge it into, the error of that tensor. */
+void fmpq_contribute_input(fmpq_session *s, uint32_t i, int32_t ex, int32_t mx)
+{
+    const fmpq_record *r = &s->p->rec[i];
+    fmpq_tensor_error *t = &s->err[r->input];
+    const uint32_t size = s->count * s->d[i].in_size;
+    if (s->slot[i].e_in_merges == 1) {
+        merge_same(s, r->input, s->slot[i].e_in, ex, mx, size);
+        return;
+    }
+    t->offset = s->slot[i].e_in;
+    t->ex = ex;
+    t->mx = mx;
+    if (s->slot[i].e_in_merges == 2) {
+        merge_option_a(s, r->input, t->pending);
+        t->pending = FMPQ_NO_TENSOR;
+    }
+}
+
+void fmpq_contribute_skip(fmpq_session *s, uint32_t i)
+{
+    const fmpq_record *r = &s->p->rec[i];
+    const fmpq_tensor_error *e = &s->err[i + 1];
+    fmpq_tensor_error *t = &s->err[r->skip];
+    if (r->skip_kind == FMPQ_SKIP_NONE)
+        return;
+    if (s->slot[i].skip_merges) {
+        if (r->skip_kind == FMPQ_SKIP_IDENTITY)
+            merge_same(s, r->skip, e->offset, e->ex, e->mx, s->count * s->d[i].out_size);
+        else
+            merge_option_a(s, r->skip, i);
+    } else if (r->skip_kind == FMPQ_SKIP_IDENTITY) {
+        t->offset = e->offset;
+        t->ex = e->ex;
+        t->mx = e->mx;
+    } else {
+        t->pending = (uint16_t)i;
+    }
+}

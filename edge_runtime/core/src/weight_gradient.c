@@ -1,0 +1,153 @@
+/* Weight gradient of a convolution record, tile by tile, each tile updated at once (docs/arithmetic.md, sections 7 and 8). */
+#include "pack.h"
+
+typedef struct weight_pass {
+    fmpq_session *s;
+    uint32_t r;
+    fmpq_work_weight w;
+    fmpq_geometry tile;
+    uint8_t *work;
+    uint32_t row0, rows, cells;
+    int32_t plane, planar_row;
+    int32_t tap_off[FMPQ_MAX_TAPS];
+} weight_pass;
+
+static void to_weights(void *arg, uint32_t sample, uint32_t worker)
+{
+    const weight_pass *f = arg;
+    fmpq_session *s = f->s;
+    const fmpq_record *r = &s->p->rec[f->r];
+    const fmpq_derived *d = &s->d[f->r];
+    uint8_t *mine = f->work + f->w.thread0 + worker * f->w.thread_size;
+    uint8_t *tile = mine + f->w.tile;
+    int32_t *g = (int32_t *)(void *)(mine + f->w.g);
+    int32_t *sums = (int32_t *)(void *)(mine + f->w.sums);
+    const int8_t *e = (const int8_t *)(s->base + s->slot[f->r].xhat) + (size_t)sample * d->out_size;
+    if (d->gs)
+        memset(g, 0, f->cells * 4u);
+    if (r->input)
+        fmpq_act_tile(s, f->r, sample, &f->tile, tile, mine + f->w.stream);
+    else
+        fmpq_input_tile(s, r, sample, &f->tile, tile);
+    if (r->groups > 1) {
+        fmpq_grouped_weight(r, tile, &f->tile, e, g);
+        for (int32_t p = 0; p < r->h_out * r->w_out; p++)
+            for (int32_t c = 0; c < r->cout; c++)
+                sums[c] += e[p * r->cout + c];
+    } else {
+        fmpq_dw job;
+        s->k->planar(tile, mine + f->w.planar, f->tile.rows, f->tile.cols, f->tile.cols * f->tile.c, f->tile.c << 16 | r->cin, f->plane,
+                     f->planar_row, r->stride);
+        s->k->interleave(e + f->row0, (int8_t *)(mine + f->w.e4), r->h_out, r->w_out, r->cout, (int32_t)f->rows, sums + f->row0);
+        job.a = mine + f->w.planar;
+        job.e = (const int8_t *)(mine + f->w.e4);
+        job.g = g;
+        job.tap_off = f->tap_off;
+        job.taps = r->kh * r->kw;
+        job.ci = r->cin;
+        job.plane = f->plane;
+        job.a_row = f->planar_row * r->stride * r->stride;
+        job.rows = r->h_out;
+        job.cols4 = (r->w_out + 3) / 4;
+        job.cop = (int32_t)fmpq_up(f->rows, 16);
+        job.cb0 = 0;
+        job.cb1 = job.cop / 16;
+        job.a_max = d->amax;
+        s->k->dw(&job);
+    }
+    if (d->gs) {
+        int64_t *wide = (int64_t *)(void *)(mine + f->w.g64);
+        for (uint32_t k = 0; k < f->cells; k++)
+            wide[k] += g[k];
+    }
+}
+
+/* gradient of row `row` (relative to the tile) into u: G' = rshift(G - mean * sum of errors, gs) */
+static void gather_row(const weight_pass *f, uint32_t row, int32_t *u)
+{
+    const fmpq_session *s = f->s;
+    const fmpq_record *r = &s->p->rec[f->r];
+    const fmpq_derived *d = &s->d[f->r];
+    const uint32_t ci = (uint32_t)(r->cin / r->groups), taps = (uint32_t)r->kh * r->kw, co = f->row0 + row;
+    const uint32_t step = r->groups > 1 ? 1 : 16;
+    const size_t first = r->groups > 1 ? (size_t)row * d->row_len : (size_t)(row / 16) * d->row_len * 16 + row % 16;
+    const uint8_t *mine = f->work + f->w.thread0;
+    const int32_t *g = (const int32_t *)(const void *)(mine + f->w.g) + first;
+    const int64_t *g64 = (const int64_t *)(const void *)(mine + f->w.g64) + first;
+    const int64_t sum = ((const int32_t *)(const void *)(mine + f->w.sums))[co];
+    if (!d->gs && r->input) {
+        for (uint32_t k = 0; k < taps * ci; k++)
+            u[k] = g[k * step];
+        return;
+    }
+    for (uint32_t k = 0; k < taps * ci; k++) {
+        const int64_t mean = r->input ? 0 : s->p->mean[((uint32_t)co / ((uint32_t)r->cout / r->groups) * ci + k % ci) % s->p->in_c];
+        u[k] = (int32_t)fmpq_rshift64((d->gs ? g64[k * step] : g[k * step]) - mean * sum, d->gs);
+    }
+}
+
+/* Sums the threads' tiles into the first. */
+static void add_threads(const weight_pass *f)
+{
+    const fmpq_session *s = f->s;
+    uint8_t *first = f->work + f->w.thread0;
+    for (uint32_t t = 1; t < s->plan.threads; t++) {
+        uint8_t *mine = first + t * f->w.thread_size;
+        const uint32_t cop = (uint32_t)s->d[f->r].cop;
+        for (uint32_t k = 0; k < cop; k++)
+            ((int32_t *)(void *)(first + f->w.sums))[k] += ((int32_t *)(void *)(mine + f->w.sums))[k];
+        if (s->d[f->r].gs)
+            for (uint32_t k = 0; k < f->cells; k++)
+                ((int64_t *)(void *)(first + f->w.g64))[k] += ((int64_t *)(void *)(mine + f->w.g64))[k];
+        else
+            for (uint32_t k = 0; k < f->cells; k++)
+                ((int32_t *)(void *)(first + f->w.g))[k] += ((int32_t *)(void *)(mine + f->w.g))[k];
+    }
+}
+
+void fmpq_backward_weight(fmpq_session *s, uint32_t i)
+{
+    const fmpq_record *r = &s->p->rec[i];
+    const fmpq_derived *d = &s->d[i];
+    const fmpq_layer *l = &s->layer[i];
+    const uint32_t tile_rows = r->groups > 1 ? d->rows : d->tile_rows;
+    weight_pass f;
+    int32_t lasso[FMPQ_MAX_PLANES];
+    fmpq_fx mult = s->hyper->lr;
+    memset(&f, 0, sizeof(f));
+    f.s = s;
+    f.r = i;
+    f.w = fmpq_plan_weight(s->p, &s->plan, s->d, i);
+    f.tile = fmpq_tile_forward(r, d);
+    f.work = s->base + s->slot[i].work_b2;
+    f.planar_row = fmpq_planar_row(r);
+    f.plane = f.tile.rows * f.planar_row * r->stride;
+    for (int32_t t = 0; t < r->kh * r->kw; t++) {
+        const int32_t y = t / r->kw, x = t % r->kw;
+        f.tap_off[t] = (y * r->stride + x % r->stride) * f.planar_row + x / r->stride;
+    }
+    mult.e += l->g;
+    mult = fmpq_fx_div(fmpq_fx_div(mult, fmpq_fx_mul(l->step, l->step)), fmpq_fx_norm(s->total_count, 0));
+    mult = fmpq_fx_scale(mult, 24 + l->ey + d->gs);
+    fmpq_lasso_table(s, i, lasso);
+    for (f.row0 = 0; f.row0 < d->rows; f.row0 += tile_rows) {
+        int32_t *u = (int32_t *)(void *)(f.work + f.w.row_u);
+        int16_t *q = (int16_t *)(void *)(f.work + f.w.row_q);
+        f.rows = d->rows - f.row0 < tile_rows ? d->rows - f.row0 : tile_rows;
+        f.cells = r->groups > 1 ? d->theta : fmpq_up(f.rows, 16) * d->row_len;
+        for (uint32_t t = 0; t < s->plan.threads; t++) {
+            uint8_t *mine = f.work + f.w.thread0 + t * f.w.thread_size;
+            memset(mine + f.w.g, 0, f.cells * 4u);
+            memset(mine + f.w.sums, 0, (uint32_t)d->cop * 4u);
+            if (d->gs)
+                memset(mine + f.w.g64, 0, f.cells * 8u);
+        }
+        fmpq_run(s, to_weights, &f, s->count);
+        add_threads(&f);
+        for (uint32_t row = 0; row < f.rows; row++) {
+            gather_row(&f, row, u);
+            s->k->scale(u, u, (int32_t)d->row_len, mult);
+            fmpq_update_row(s, i, f.row0 + row, u, q, lasso);
+        }
+    }
+}
