@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from fedmpq.errors import ArenaTooSmall, CoreError, FormatError, VersionError
 
-from .native import (
+from fedmpq.edge_runtime.native import (
     MAX_RECORDS,
     BufferStruct,
     Fx,
@@ -51,7 +51,13 @@ def _check(code: int, where: str) -> None:
     if code:
         lib = library()
         name, text = lib.fmpq_error_name(code).decode(), lib.fmpq_error_text(code).decode()
-        kind = VersionError if name == "FMPQ_E_PROGRAM_VERSION" else FormatError if 20 <= code < 40 or 60 <= code < 80 else CoreError
+        kind = (
+            VersionError
+            if name == "FMPQ_E_PROGRAM_VERSION"
+            else FormatError
+            if 20 <= code < 40 or 60 <= code < 80
+            else CoreError
+        )
         raise kind(f"{where}: {text}", name)
 
 
@@ -119,9 +125,7 @@ class Program:
             theta = int(lib.fmpq_record_theta(c.byref(r)))
             if theta:
                 params = int(lib.fmpq_params_size(c.byref(r)))
-                self.weight_layers.append(
-                    WeightLayer(i, name, r.kind, theta, r.cout, theta // r.cout, r.cout, params)
-                )
+                self.weight_layers.append(WeightLayer(i, name, r.kind, theta, r.cout, theta // r.cout, r.cout, params))
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,9 @@ class Plan:
     def struct(self, program: Program) -> PlanStruct:
         """The C structure, checked against the program's layers."""
         if len(self.bits) != len(program.weight_layers):
-            raise CoreError(f"the plan has bits for {len(self.bits)} layers, the program has {len(program.weight_layers)}")
+            raise CoreError(
+                f"the plan has bits for {len(self.bits)} layers, the program has {len(program.weight_layers)}"
+            )
         micro = self.micro_batch or self.batch
         if micro < 1 or self.batch < 1 or not 1 <= self.threads <= 64 or not 0 <= self.guard <= 8:
             raise CoreError("the plan's batch, micro-batch, threads or guard planes are out of range")
@@ -217,7 +223,12 @@ def plan_memory(program: Program, plan: Plan) -> MemoryPlan:
     buffers = (BufferStruct * (MAX_RECORDS * 9 + 1))()
     scratch = c.create_string_buffer(lib.fmpq_plan_scratch() + _ALIGN)
     code = lib.fmpq_plan_memory(
-        c.byref(program.struct), c.byref(plan.struct(program)), _aligned(scratch), c.byref(memory), buffers, len(buffers)
+        c.byref(program.struct),
+        c.byref(plan.struct(program)),
+        _aligned(scratch),
+        c.byref(memory),
+        buffers,
+        len(buffers),
     )
     _check(code, "plan")
     rows = []
@@ -271,7 +282,8 @@ class Hyper:
         return h
 
 
-class Stats(NamedTuple):
+@dataclass(frozen=True)
+class Stats:
     """Sums over the samples of a call: loss in 1/65536 nat, correct predictions, samples."""
 
     loss_q16: int
@@ -302,12 +314,17 @@ class Session:
         self._memory = c.create_string_buffer(self.planned_bytes + _ALIGN + _GUARD)
         base = _aligned(self._memory)
         self._tail = (c.c_char * _GUARD).from_address(base + self.planned_bytes)
-        self._tail[:] = _PATTERN * _GUARD
+        c.memset(self._tail, _PATTERN[0], _GUARD)
         scratch = c.create_string_buffer(self._lib.fmpq_plan_scratch() + _ALIGN)
         handle = c.c_void_p()
         self._plan_struct = plan.struct(program)
         code = self._lib.fmpq_init(
-            c.byref(program.struct), c.byref(self._plan_struct), base, self.planned_bytes, _aligned(scratch), c.byref(handle)
+            c.byref(program.struct),
+            c.byref(self._plan_struct),
+            base,
+            self.planned_bytes,
+            _aligned(scratch),
+            c.byref(handle),
         )
         _check(code, "session")
         self._s = handle
@@ -335,15 +352,22 @@ class Session:
         """
         layer = self.program.weight_layers[index]
         where = f"layer {layer.name}"
-        if state.bits != self.plan.bits[index] or state.guard != self.plan.guard or len(state.planes) != 1 + state.bits + state.guard:
-            raise FormatError(
-                f"{where}: {len(state.planes)} planes for {state.bits}+{state.guard} bits, planned are {self.plan.bits[index]}+{self.plan.guard}"
-            )
+        if (
+            state.bits != self.plan.bits[index]
+            or state.guard != self.plan.guard
+            or len(state.planes) != 1 + state.bits + state.guard
+        ):
+            planned = f"{self.plan.bits[index]} bits and {self.plan.guard} guard planes"
+            raise FormatError(f"{where}: {len(state.planes)} planes of {state.bits} bits, planned are {planned}")
         for number, plane in enumerate(state.planes):
-            _check(self._lib.fmpq_load_plane(self._s, layer.record, number, bytes(plane), len(plane)), f"{where}, plane {number}")
+            _check(
+                self._lib.fmpq_load_plane(self._s, layer.record, number, bytes(plane), len(plane)),
+                f"{where}, plane {number}",
+            )
         _check(self._lib.fmpq_check_weights(self._s, layer.record), where)
         _check(
-            self._lib.fmpq_load_params(self._s, layer.record, Fx(*state.step), bytes(state.params), len(state.params)), where
+            self._lib.fmpq_load_params(self._s, layer.record, Fx(*state.step), bytes(state.params), len(state.params)),
+            where,
         )
 
     def read(self, index: int) -> LayerState:
@@ -372,7 +396,9 @@ class Session:
         count = self._count(labels)
         out = StatsStruct()
         with View(images, count * self._pixels, "images") as i, View(labels, count * 2, "labels") as y:
-            code = self._lib.fmpq_step(self._s, i, y, count, c.byref(hyper.struct(self.program)), KeyStruct(*key), c.byref(out))
+            code = self._lib.fmpq_step(
+                self._s, i, y, count, c.byref(hyper.struct(self.program)), KeyStruct(*key), c.byref(out)
+            )
         _check(code, "step")
         return Stats(int(out.loss_q16), int(out.correct), int(out.count))
 
@@ -396,7 +422,7 @@ class Session:
         return [list(out[k * classes : (k + 1) * classes]) for k in range(count)]
 
     def set_count(self, index: int) -> tuple[int, ...]:
-        """Set bits of each magnitude plane of a weight layer, least significant first (density = count / theta, eq. 13)."""
+        """Set bits of each magnitude plane of a layer, least significant first; density = count / theta (eq. 13)."""
         layer = self.program.weight_layers[index]
         planes = int(self._lib.fmpq_bits(self._s, layer.record)) + self.plan.guard
         counts = (c.c_uint32 * planes)()

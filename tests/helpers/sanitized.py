@@ -9,9 +9,9 @@ import random
 import sys
 
 import numpy as np
+
 from fedmpq.edge_runtime import core
 from fedmpq.errors import FedmpqError
-
 from tests.helpers import programs
 
 
