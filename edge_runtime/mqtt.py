@@ -117,7 +117,7 @@ class MqttTransport:
             # A broker that does not know MQTT 5 may just stay silent: leave time for the older version.
             patience = min(timeout_s, 3.0) if version != versions[-1] else timeout_s
             if not self._first.wait(patience):
-                self._refused = self._refused or f"no answer within {patience:g} s"
+                self._refused = self._refused or f"no answer to CONNECT within {patience:g} s"
             if not self._refused:
                 return
             self._stop()
@@ -251,7 +251,9 @@ class MqttTransport:
         if self._closing:
             return
         if not self._first.is_set():
-            self._refused, self._refused_code = str(reason) or "the link was closed", reason.value
+            said_nothing = reason.value == 0 or reason.getName() == "Unspecified error"
+            self._refused = "no answer to CONNECT" if said_nothing else str(reason)
+            self._refused_code = reason.value
             self._first.set()
             return
         taken_over = reason.value == _TAKEN_OVER
