@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from fedmpq.edge_runtime.chunks import Assembly, Chunk
+from fedmpq.edge_runtime.chunks import Assembly, Chunk, bitmap_of
 from fedmpq.edge_runtime.protocol import Want
 from fedmpq.edge_runtime.store import Store
 from fedmpq.errors import HashError, ProtocolError
@@ -26,6 +26,7 @@ class Fetch:
         self._store = store
         self._waiting = {sha256: size for sha256, size in sizes.items() if not store.has(sha256)}
         self._open: dict[str, Assembly] = {}
+        self._asked: dict[str, set[int]] = {}
 
     @property
     def done(self) -> bool:
@@ -35,17 +36,28 @@ class Fetch:
     @property
     def window_empty(self) -> bool:
         """Whether everything asked for so far has arrived, so that the next window is due."""
-        return not self._open
+        return not self._asked
 
     def wants(self) -> tuple[Want, ...]:
         """What to ask for now: what is still missing of the present window, or else the next window."""
-        if not self._open:
-            room = WINDOW
-            while self._waiting and room > 0:
-                sha256, size = self._waiting.popitem()
-                self._open[sha256] = Assembly(sha256, size)
-                room -= self._open[sha256].count
-        return tuple(Want(a.sha256, a.bitmap) for a in self._open.values())
+        if not self._asked:
+            self._fill()
+        return tuple(
+            Want(sha256, bitmap_of(indices, self._open[sha256].count)) for sha256, indices in self._asked.items()
+        )
+
+    def _fill(self) -> None:
+        room = WINDOW
+        for sha256, assembly in self._open.items():
+            self._asked[sha256] = set(sorted(assembly.missing)[:room])
+            room -= len(self._asked[sha256])
+            if not room:
+                return
+        while self._waiting and room:
+            sha256, size = self._waiting.popitem()
+            self._open[sha256] = assembly = Assembly(sha256, size)
+            self._asked[sha256] = set(sorted(assembly.missing)[:room])
+            room -= len(self._asked[sha256])
 
     def add(self, chunk: Chunk) -> bool:
         """Take a chunk; returns whether it was wanted. A blob with a wrong hash is dropped and wanted again."""
@@ -56,6 +68,13 @@ class Fetch:
             if not assembly.missing:
                 self._store.put(assembly.finish(), durable=False)
                 del self._open[chunk.sha256]
-        except (ProtocolError, HashError):
+        except ProtocolError:
             return False
+        except HashError:  # all of it is missing again, and asked for again
+            self._asked.pop(chunk.sha256, None)
+            return False
+        asked = self._asked.get(chunk.sha256, set())
+        asked.discard(chunk.index)
+        if not asked:
+            self._asked.pop(chunk.sha256, None)
         return True

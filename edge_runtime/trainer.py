@@ -131,10 +131,10 @@ def wire_layer(state: Any) -> Layer:
 
 
 def round_guard(planes: tuple[bytes, ...], guard: int) -> tuple[bytes, ...]:
-    """Planes of q = sign·min(2^n − 1, (|q_full| + 2^(g−1)) >> g) from those of q_full, in bit-sliced arithmetic.
+    """Planes of q = sign·((|q_full| + 2^(g−1)) >> g) from those of q_full, in bit-sliced arithmetic.
 
     Adding half of the guard range carries into plane g exactly where guard plane g−1 is set; the carry ripples up
-    through big integers, one bit a weight. Where it leaves the top plane, all planes are set (saturation).
+    through big integers, one bit a weight. It never leaves the top plane, as |q_full| ≤ (2^n − 1)·2^g.
     """
     size = len(planes[0])
     sign, *full = (int.from_bytes(p, "little") for p in planes)
@@ -143,7 +143,6 @@ def round_guard(planes: tuple[bytes, ...], guard: int) -> tuple[bytes, ...]:
     for plane in full[guard:]:
         magnitudes.append(plane ^ carry)
         carry &= plane
-    magnitudes = [plane | carry for plane in magnitudes]
     used = 0
     for plane in magnitudes:
         used |= plane

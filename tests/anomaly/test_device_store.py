@@ -49,6 +49,13 @@ def test_every_damaged_byte_gives_the_state_before(two_writes: Path) -> None:
         assert reopened(two_writes) == (1, b"first", False), at
 
 
+def test_each_of_many_writes_is_the_one_that_is_read(tmp_path: Path) -> None:
+    for number in range(1, 6):
+        with Store(tmp_path, "pi-1") as store:
+            store.update(bd_seq=number)
+        assert reopened(tmp_path)[0] == number
+
+
 def test_a_slot_that_vanished_gives_the_state_before(two_writes: Path) -> None:
     newest(two_writes).unlink()
     assert reopened(two_writes) == (1, b"first", False)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 import struct
+import zlib
+from pathlib import Path
 
 import pytest
 
 from fedmpq.edge_runtime import chunks
+from fedmpq.edge_runtime.fetch import WINDOW, Fetch
+from fedmpq.edge_runtime.store import Store
 from fedmpq.errors import HashError, ProtocolError
 
 
@@ -89,3 +93,36 @@ def test_a_chunk_of_another_blob_is_refused() -> None:
         chunks.Assembly("1" * 64, 10).add(chunk)
     with pytest.raises(ProtocolError):
         chunks.Assembly(sha256, 11).add(chunk)
+
+
+@pytest.mark.parametrize("at", [4, 5, 7, 28, 31])
+def test_reserved_bytes_and_version_are_checked_behind_a_right_checksum(at: int) -> None:
+    sha256, blob = blob_of(40)
+    data = bytearray(chunks.encode_chunk(sha256, blob, 0))
+    data[at] ^= 2
+    data[24:28] = bytes(4)
+    data[24:28] = zlib.crc32(data).to_bytes(4, "little")
+    with pytest.raises(ProtocolError, match="version" if at == 4 else "reserved"):
+        chunks.decode_chunk(bytes(data))
+
+
+def test_a_window_of_a_fetch_is_bounded(tmp_path: Path) -> None:
+    blobs = dict(blob_of(size) for size in (*range(1, 60), 20 * chunks.CHUNK_SIZE, 100 * chunks.CHUNK_SIZE))
+    with Store(tmp_path, "pi-1") as store:
+        fetch = Fetch(store, {sha256: len(blob) for sha256, blob in blobs.items()})
+        windows = 0
+        while not fetch.done:
+            windows += 1
+            asked = [
+                (want.sha256, index)
+                for want in fetch.wants()
+                for index in chunks.indices_of(want.bitmap, chunks.chunk_count(len(blobs[want.sha256])))
+            ]
+            assert fetch.wants() == fetch.wants()
+            assert len(asked) <= WINDOW
+            for sha256, index in asked:
+                assert fetch.add(chunks.decode_chunk(chunks.encode_chunk(sha256, blobs[sha256], index)))
+            assert fetch.window_empty
+        assert windows == 3
+        assert all(store.get(sha256) == blob for sha256, blob in blobs.items())
+        assert Fetch(store, {sha256: len(blob) for sha256, blob in blobs.items()}).done

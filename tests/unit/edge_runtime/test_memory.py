@@ -39,6 +39,21 @@ def test_the_tightest_cgroup_v2_ancestor_counts(tmp_path: Path) -> None:
     assert found.budget == 100 * MIB - 20 * MIB - 100 * MIB // 16
 
 
+@pytest.mark.parametrize(("outer", "inner"), [(80, 120), (120, 80)])
+def test_the_smaller_of_two_nested_limits_counts(tmp_path: Path, outer: int, inner: int) -> None:
+    files = {"sys/fs/cgroup/a/memory.max": f"{outer * MIB}\n", "sys/fs/cgroup/a/b/memory.max": f"{inner * MIB}\n"}
+    assert memory.cgroup_limit(plant(tmp_path, files)) == (80 * MIB, "cgroup-v2")
+
+
+def test_cgroup_v1_without_a_limit_is_none(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "3:memory:/job\n0::/\n",
+        "sys/fs/cgroup/memory/job/memory.limit_in_bytes": "9223372036854771712\n",
+    }
+    found = memory.measure(root=plant(tmp_path, files))
+    assert (found.cgroup, found.source) == (None, "available")
+
+
 def test_cgroup_v1_and_its_unlimited_value(tmp_path: Path) -> None:
     files = {
         "proc/self/cgroup": "4:cpu:/x\n3:memory:/job\n0::/\n",

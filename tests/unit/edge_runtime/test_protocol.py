@@ -117,7 +117,7 @@ def test_what_no_peer_would_take_cannot_be_sent() -> None:
         {"run": "Upper"},
         {"lasso": (messages.FX,)},
         {"layers": ()},
-        {"layers": (dataclasses.replace(messages.layer(), bits=3),)},
+        {"layers": (dataclasses.replace(messages.layer(), bits=3),), "lasso": ()},
         {"program": "g" * 64},
     ):
         with pytest.raises(ProtocolError):
