@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fedmpq.coordinator import initial, layout
 from fedmpq.coordinator.global_model import GlobalModel
 from fedmpq.coordinator.layout import Layout
 from fedmpq.edge_runtime import artifact
 from fedmpq.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class DataShape(Protocol):
@@ -43,6 +46,17 @@ class Source:
     name: str
 
 
+def module_of(name: str, data: DataShape, seed: int) -> nn.Module:
+    """A model by name for images of this shape, with PyTorch's own initial weights for `seed`."""
+    import torch
+
+    from fedmpq.export import model as export
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return export.resolve(name, num_classes=data.classes, in_channels=data.shape[2])
+
+
 def of_artifact(path: Path) -> Source:
     """The program and weights of an artifact file; FormatError if it is none."""
     found = artifact.read(path)
@@ -56,14 +70,10 @@ def of_model(name: str, data: DataShape, mean: bytes, *, crop_pad: int, seed: in
     Raises:
         ModelError, UnsupportedOpError: as `export.model` says.
     """
-    import torch
-
     from fedmpq.export import model as export
 
     height, width, channels = data.shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = export.resolve(name, num_classes=data.classes, in_channels=channels)
+    module = module_of(name, data, seed)
     compiled = export.from_module(module, (channels, height, width), mean=tuple(mean), crop_pad=crop_pad, name=name)
     shapes = layout.of_program(compiled.program)
     floats = [compiled.state[layer.name] for layer in shapes.layers]

@@ -20,10 +20,15 @@ STRATEGIES: dict[str, Mapping[str, Any]] = {
     "fpq8": fpq8.DEFAULT,
     **ablation.SETTINGS,
 }
+#: Full-precision strategies, in simulation only: float training on the clients, updates sent as the name says.
+FLOAT_STRATEGIES = ("fedavg", "fedpaq", "fedpaq8", "uveqfed", "uveqfed4")
 
 
 def choices(name: str) -> Mapping[str, Any]:
     """The configuration keys a strategy sets; ConfigError lists the names there are."""
+    if name in FLOAT_STRATEGIES:
+        return {"weighting": "samples", "strategy": name}
     if name not in STRATEGIES:
-        raise ConfigError(f"unknown strategy {name!r}", f"one of {', '.join(STRATEGIES)}")
+        known = ", ".join([*STRATEGIES, *FLOAT_STRATEGIES])
+        raise ConfigError(f"unknown strategy {name!r}", f"one of {known}")
     return {**STRATEGIES[name], "strategy": name}

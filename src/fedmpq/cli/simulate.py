@@ -13,6 +13,7 @@ from fedmpq.cli._models import Numbers
 from fedmpq.errors import UsageError
 
 if TYPE_CHECKING:
+    from fedmpq.coordinator.config import RunConfig
     from fedmpq.coordinator.samples import ArraySamples
     from fedmpq.data import Dataset
 
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 )
 @click.option("--data", default="digits", help="Data set: a name, a folder or an archive.")
 @click.option("--model", default="resnet8", help="Built-in model or package.module:factory.")
-@click.option(
-    "--strategy", "names", multiple=True, default=["fedmpq"], help="System to run; may be repeated."
-)
+@click.option("--strategy", "names", multiple=True, default=["fedmpq"], help="System to run; may be repeated.")
 @click.option("--clients", type=click.IntRange(1, 100_000), default=10, help="Number of clients.")
 @click.option("--alpha", type=click.FloatRange(0, min_open=True), default=0.5, help="Dirichlet alpha of the partition.")
 @click.option("--iid", is_flag=True, help="Deal the images out evenly instead.")
@@ -125,12 +124,14 @@ def _simulate(
     workers: int,
 ) -> dict[str, Any]:
     """One strategy on the fleet."""
-    from fedmpq.coordinator import source
+    from fedmpq.coordinator import source, strategies
     from fedmpq.coordinator.samples import ArraySamples
     from fedmpq.coordinator.service import make_config
     from fedmpq.coordinator.simulate import Simulation
 
     config = make_config(name, {"run": name, **values})
+    if name in strategies.FLOAT_STRATEGIES:
+        return _simulate_float(config, model, dataset, judged, fleet, folder)
     test = ArraySamples(judged.images, judged.labels, len(dataset.classes))
     pad = min(16, test.shape[0] // 8) if config.crop else 0
     origin = source.of_model(model, test, bytes(dataset.mean), crop_pad=pad, seed=config.seed)
@@ -147,6 +148,32 @@ def _simulate(
         "bytes_up": sum(row["bytes_up"] for row in facts["rounds"]),
         "bytes_down": sum(row["bytes_down"] for row in facts["rounds"]),
         "rounds": facts["rounds"],
+    }
+
+
+def _simulate_float(
+    config: RunConfig, model: str, dataset: Dataset, judged: Any, fleet: dict[str, ArraySamples], folder: Path
+) -> dict[str, Any]:
+    """One full-precision strategy on the fleet."""
+    from fedmpq.coordinator import source
+    from fedmpq.coordinator.float_rounds import FloatRun
+    from fedmpq.coordinator.samples import ArraySamples
+
+    test = ArraySamples(judged.images, judged.labels, len(dataset.classes))
+    pad = min(16, test.shape[0] // 8) if config.crop else 0
+    origin = source.of_model(model, test, bytes(dataset.mean), crop_pad=pad, seed=config.seed)
+    module = source.module_of(model, test, config.seed)
+    with progress(f"simulating {config.strategy}", config.rounds * len(fleet)) as advance:
+        run = FloatRun(config, module, origin.program, fleet, test, folder, advance)
+        rounds = run.play()
+    return {
+        "strategy": config.strategy,
+        "config": config.to_dict(),
+        "final_accuracy": rounds[-1]["accuracy"],
+        "bytes_up": sum(row["bytes_up"] for row in rounds),
+        "bytes_down": sum(row["bytes_down"] for row in rounds),
+        "device_bytes": run.training_bytes(),
+        "rounds": rounds,
     }
 
 
