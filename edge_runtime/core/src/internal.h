@@ -115,6 +115,7 @@ fmpq_geometry fmpq_tile_backward(const fmpq_record *r, const fmpq_derived *d);
 int32_t fmpq_taps_backward(const fmpq_record *r, const fmpq_geometry *t, int32_t py, int32_t px, int32_t *off, uint8_t *index);
 int32_t fmpq_planar_row(const fmpq_record *r);
 fmpq_work_forward fmpq_plan_forward(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t r);
+uint32_t fmpq_refill_at(const fmpq_program *p, const fmpq_plan *plan, uint32_t r);
 fmpq_work_error fmpq_plan_error(const fmpq_program *p, const fmpq_plan *plan, uint32_t r);
 fmpq_work_input fmpq_plan_input(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t r);
 fmpq_work_weight fmpq_plan_weight(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t r);

@@ -129,32 +129,29 @@ static int plan_errors(const fmpq_program *p, const fmpq_plan *plan, scratch *s)
     return FMPQ_OK;
 }
 
-/* Where a shortcut shrinks the map, the chain of residual sums behind it would be computed again for every record after it. The backward pass
- * instead fills that tensor once, when it reaches the records that read the chain, and keeps it until the last of them is done. A batch of one
- * or two samples does without: there the bytes matter more. */
+/* Last forward op that reads tensor t. Pools are computed where they are read, so their readers read t. */
+static uint32_t last_reader(const fmpq_program *p, uint32_t t)
+{
+    uint32_t last = t - 1;
+    for (uint32_t j = t; j < p->n_records; j++) {
+        const fmpq_record *x = &p->rec[j];
+        uint32_t at = j;
+        if (x->input != t && x->skip != t)
+            continue;
+        if (x->kind != FMPQ_CONV && x->kind != FMPQ_CLASSIFIER)
+            at = last_reader(p, j + 1);
+        last = at > last ? at : last;
+    }
+    return last;
+}
+
 static void plan_refill(const fmpq_program *p, const fmpq_plan *plan, scratch *s, uint32_t r)
 {
-    const uint32_t n = p->n_records, t = r + 1;
-    uint32_t first_reader = n, next = n - 1;
+    const uint32_t n = p->n_records, at = fmpq_refill_at(p, plan, r);
     s->id_again[r] = NO_BUF;
-    if (!plan->recompute || plan->batch < 3 || p->rec[r].skip_kind == FMPQ_SKIP_NONE)
-        return;
-    for (uint32_t j = t; j < n && first_reader == n; j++)
-        if (p->rec[j].skip_kind == FMPQ_SKIP_OPTION_A && p->rec[j].skip == t)
-            first_reader = j;
-    if (first_reader == n)
-        return;
-    /* the next tensor of this kind ends the stretch: its own error pass reads its own buffer */
-    for (uint32_t j = first_reader + 1; j < n && next == n - 1; j++)
-        if (p->rec[j].skip_kind == FMPQ_SKIP_OPTION_A)
-            next = p->rec[j].skip - 1u;
-    if (next <= r || p->rec[next].kind == FMPQ_CLASSIFIER)
-        next = n - 2;
-    while (next > r && p->rec[next].kind != FMPQ_CONV)
-        next--;
-    /* within record `next`'s error pass when it is the last record, behind it otherwise: its mask is in its own buffer */
-    s->slots[r].refill = (uint8_t)(next + 1);
-    s->id_again[r] = add(s, (uint64_t)plan->batch * s->d[r].out_size, n + 3 * (n - 1 - next), n + 3 * (n - 1 - r), FMPQ_BUF_STREAM, r);
+    s->slots[r].refill = (uint8_t)at;
+    if (at)
+        s->id_again[r] = add(s, (uint64_t)plan->batch * s->d[r].out_size, n + 3 * (n - at), n + 3 * (n - 1 - r), FMPQ_BUF_STREAM, r);
 }
 
 static void plan_buffers(const fmpq_program *p, const fmpq_plan *plan, scratch *s)
@@ -183,10 +180,7 @@ static void plan_buffers(const fmpq_program *p, const fmpq_plan *plan, scratch *
         if (has_weights(x))
             s->id_work[r][3] = add(s, fmpq_plan_weight(p, plan, s->d, r).total, back + 2, back + 2, FMPQ_BUF_WORK, r);
         if (x->skip_kind != FMPQ_SKIP_NONE) {
-            uint32_t last = r;
-            for (uint32_t j = r + 1; j < n; j++)
-                if (p->rec[j].input == r + 1 || p->rec[j].skip == r + 1)
-                    last = j;
+            uint32_t last = last_reader(p, r + 1);
             if (!plan->recompute) {
                 last = back;
                 for (uint32_t j = r + 1; j < n; j++) /* readers' weight gradients come before our own backward pass */

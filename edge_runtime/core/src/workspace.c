@@ -107,15 +107,44 @@ fmpq_work_forward fmpq_plan_forward(const fmpq_program *p, const fmpq_plan *plan
     return w;
 }
 
+/* Where a shortcut shrinks the map, the chain of residual sums behind it would be computed again for every record after it. The backward pass
+ * instead fills that tensor once, when it reaches the records that read the chain, and keeps it until the last of them is done. A batch of one
+ * or two samples does without: there the bytes matter more. Returns 1 + the record whose error pass fills record r's output, 0: none. */
+uint32_t fmpq_refill_at(const fmpq_program *p, const fmpq_plan *plan, uint32_t r)
+{
+    const uint32_t n = p->n_records, t = r + 1;
+    uint32_t reader = n, next = 0;
+    if (!plan->recompute || plan->batch < 3 || p->rec[r].kind != FMPQ_CONV || p->rec[r].skip_kind == FMPQ_SKIP_NONE)
+        return 0;
+    for (uint32_t j = n; j-- > t;)
+        if (p->rec[j].skip_kind == FMPQ_SKIP_OPTION_A && p->rec[j].skip == t)
+            reader = j;
+    if (reader == n)
+        return 0;
+    /* the next tensor of this kind ends the stretch: from its own error pass on this one is read */
+    for (uint32_t j = n; j-- > reader + 1;)
+        if (p->rec[j].skip_kind == FMPQ_SKIP_OPTION_A && p->rec[j].skip > t)
+            next = p->rec[j].skip - 1u;
+    if (!next)
+        next = n - 2;
+    while (next > r && p->rec[next].kind != FMPQ_CONV)
+        next--;
+    return next > r ? next + 1 : 0;
+}
+
 fmpq_work_error fmpq_plan_error(const fmpq_program *p, const fmpq_plan *plan, uint32_t i)
 {
     const fmpq_record *r = &p->rec[i];
     fmpq_work_error w;
-    uint32_t at = 0, th = 0;
+    uint32_t at = 0, th = 0, room;
     memset(&w, 0, sizeof(w));
     w.coef = take(&at, r->cout * 12u);
     w.sums = take(&at, plan->threads * (uint64_t)r->cout * 20u);
-    w.stream = take(&th, fmpq_tensor_room(p, i + 1, !plan->recompute));
+    room = fmpq_tensor_room(p, i + 1, !plan->recompute);
+    for (uint32_t k = 0; k < i; k++) /* this op may fill other tensors first */
+        if (fmpq_refill_at(p, plan, k) == i + 1 && fmpq_tensor_make_room(p, k + 1, 0) > room)
+            room = fmpq_tensor_make_room(p, k + 1, 0);
+    w.stream = take(&th, room);
     w.thread_size = th;
     w.thread0 = take(&at, (uint64_t)plan->threads * th);
     w.total = at;
