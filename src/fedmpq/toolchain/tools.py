@@ -23,8 +23,8 @@ _INSTALL = {
 }
 
 
-def compiler(profile: Profile) -> list[str]:
-    """The command line that compiles C for a profile, target and processor flags included.
+def compiler(profile: Profile, flags: bool = True) -> list[str]:
+    """The command line that compiles C for a profile: target included, processor flags unless told not to.
 
     `FEDMPQ_CC` replaces the compiler (not the flags).
 
@@ -45,7 +45,7 @@ def compiler(profile: Profile) -> list[str]:
     else:
         command = ["arm-none-eabi-gcc"]
     target = ["-target", chain.target] if chain.compiler == "zig" and not given else []
-    return [*command, *target, *chain.flags]
+    return [*command, *target, *(chain.flags if flags else ())]
 
 
 def emulator(profile: Profile) -> list[str]:

@@ -1,0 +1,59 @@
+"""`fedmpq build`: programs for a device class, built on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedmpq.cli._common import emit, example, human_bytes, json_option, print_table, progress
+
+
+@click.command(
+    epilog=example("fedmpq build --profile rpi-zero-2w", "fedmpq build --profile rpi-4 --what wheel --out dist")
+)
+@click.option("--profile", "profile_name", required=True, help="Device class, a name or a TOML file.")
+@click.option(
+    "--what",
+    type=click.Choice(["edge", "wheel"]),
+    default="edge",
+    help="edge: the static program fedmpq-edge; wheel: the Python package with the core for that processor.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the result.  [default: build/edge/PROFILE]",
+)
+@json_option
+def command(profile_name: str, what: str, out: Path | None, as_json: bool) -> None:
+    """Build programs for a device class on this machine.
+
+    Needs a checkout of fedmpq and the profile's compiler: `fedmpq profiles check NAME` says what is missing.
+    """
+    from fedmpq.firmware_profiles import load
+    from fedmpq.toolchain import edge, wheel
+
+    profile = load(profile_name)
+    folder = out or Path("build") / what / profile.name
+    if what == "wheel":
+        built = wheel.build(profile, folder)
+    else:
+        with progress(f"compiling for {profile.name}", edge.file_count(profile)) as advance:
+            built = edge.build(profile, folder, advance)
+    emulated = [profile.emulator.command, *profile.emulator.options] if profile.emulator.command else []
+    result = {
+        "profile": profile.name,
+        "what": what,
+        "file": str(built),
+        "bytes": built.stat().st_size,
+        "run": [*emulated, str(built)],
+    }
+    emit(result, as_json, _print)
+
+
+def _print(result: dict[str, Any]) -> None:
+    rows = [["file", result["file"]], ["size", human_bytes(result["bytes"])]]
+    if result["what"] == "edge":
+        rows.append(["run here", " ".join(result["run"]) + " selftest"])
+    print_table(["", ""], rows, f"{result['what']} for {result['profile']}")
