@@ -36,6 +36,8 @@ def test_a_polite_leave_has_no_will_and_a_namesake_takes_over() -> None:
     link, watcher = broker.transport("a"), broker.transport("b")
     watcher.connect(["w/a"])
     link.connect([], Will("w/a", b"gone"))
+    link.close()
+    link.connect([], Will("w/a", b"gone"))
     namesake = broker.transport("a")
     namesake.connect([])
     found = drain(link)
