@@ -91,3 +91,6 @@ demo: setup  ## broker, coordinator and four devices on real images; ARGS="--dat
 .PHONY: clean
 clean:  ## remove builds and caches, keep .venv
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# targets of single parts (cross builds, emulators)
+-include make/*.mk
