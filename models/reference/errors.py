@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedmpq.models.reference.fx import rshift, sat16
+from fedmpq.models.reference.fx import rshift_even, sat16
 
 
 class Error(NamedTuple):
@@ -38,4 +38,4 @@ def merge(first: Error | None, second: Error) -> Error:
 
 def _moved(error: Error, exponent: int) -> Tensor:
     amount = exponent - error.exponent
-    return rshift(error.values, amount) if amount <= 30 else torch.zeros_like(error.values)
+    return rshift_even(error.values, amount) if amount <= 30 else torch.zeros_like(error.values)

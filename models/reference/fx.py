@@ -84,6 +84,13 @@ def rshift(x: IntLike, s: int) -> IntLike:
     return (x + (1 << (s - 1))) >> s
 
 
+def rshift_even(x: Tensor, s: int) -> Tensor:
+    """`x / 2^s` rounded to nearest, ties to even, so that sums over many x carry no bias; else like `rshift`."""
+    if s <= 0 or s > 62:
+        return rshift(x, s)
+    return (x + (1 << (s - 1)) - 1 + (x >> s & 1)) >> s
+
+
 def rshift_each(x: Tensor, s: Tensor) -> Tensor:
     """`rshift` with an amount for each element, |s| ≤ 62."""
     right = s.clamp(min=0)

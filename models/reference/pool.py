@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from fedmpq.models.reference.errors import Error
-from fedmpq.models.reference.fx import rdiv, rshift
+from fedmpq.models.reference.fx import rdiv, rshift_even
 from fedmpq.models.reference.program import Kind, Record
 
 
@@ -40,7 +40,7 @@ def backward(e: Error, x: Tensor, r: Record, *, divided: bool) -> Error:
     total = total[:, r.pad : r.pad + r.h_in, r.pad : r.pad + r.w_in]
     overlap = min(-(-r.kh // r.stride), r.h_out) * min(-(-r.kw // r.stride), r.w_out)
     o = (overlap - 1).bit_length()
-    return Error(rshift(total, o), exponent + o)
+    return Error(rshift_even(total, o), exponent + o)
 
 
 def _windows(x: Tensor, r: Record, fill: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedmpq.errors import FormatError, UsageError
 from fedmpq.models.reference import activation, batchnorm, conv, loss, pool, update
 from fedmpq.models.reference.errors import Error, merge
-from fedmpq.models.reference.fx import Fx, apply, apply64, div, mul, norm, rshift, sat16
+from fedmpq.models.reference.fx import Fx, apply, apply64, div, mul, norm, rshift, rshift_even, sat16
 from fedmpq.models.reference.plan import HyperLike, PlanLike, Stats
 from fedmpq.models.reference.program import Kind, Program, Record, Skip, parse
 from fedmpq.models.reference.rng import StepKey, derive
@@ -231,7 +231,7 @@ class ReferenceSession:
             spread = conv.to_input(back.e8, layer.multiplied, r, top)
             ke = _headroom(r.kh * r.kw * (r.cout // r.groups), top)
             unit = self.program.exponents[r.input] + 8 - self.plan.act_bits
-            moved = Error(sat16(rshift(spread, ke)).reshape(done.tensors[r.input].shape), ey + ke - unit)
+            moved = Error(sat16(rshift_even(spread, ke)).reshape(done.tensors[r.input].shape), ey + ke - unit)
             errors[r.input] = merge(errors[r.input], moved)
         if r.skip_kind is not Skip.NONE:
             skip = activation.skip_error(e, r, done.tensors[r.skip].shape)

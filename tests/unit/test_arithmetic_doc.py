@@ -50,6 +50,16 @@ class TestNotation:
             assert int(fx.rshift(ints(x), s)) == expected
             assert int(fx.rshift_each(ints(x), ints(s))) == expected
 
+    @given(st.integers(-(2**31), 2**31 - 1), st.integers(-2, 62))
+    def test_reven_takes_ties_to_even(self, x: int, s: int) -> None:
+        assert int(fx.rshift_even(ints(x), s)) == (round(Fraction(x, 2**s)) if s > 0 else x << -s)
+
+    def test_reven_has_no_bias_and_rshift_has(self) -> None:
+        for s in range(1, 6):
+            x = torch.arange(-(2**10), 2**10)  # every residue equally often; the end points sum to half a unit each
+            assert abs(int(fx.rshift_even(x, s).sum()) * 2**s - int(x.sum())) <= 2**s
+            assert int(fx.rshift(x, s).sum()) * 2**s - int(x.sum()) == len(x) // 2
+
     def test_rshift_beyond_62_is_zero(self) -> None:
         assert fx.rshift(2**61, 63) == 0
         assert int(fx.rshift(ints(2**61), 63)) == 0

@@ -71,6 +71,18 @@ def test_gradients_match_autograd(net: programs.Builder, bits: int, act_bits: in
             assert float(error) < (0.4 if least == 0.99 else 0.75), (record.name, name)
 
 
+def test_sums_of_errors_carry_no_bias() -> None:
+    """Rounding ties up would add a constant of the size of its scatter to the β gradients of the first layers."""
+    session, images, labels = _session(programs.resnet(3), 4, 4, 8, 1)
+    twin = float_twin.run(session, activation.centre(images, session.program.mean), labels)
+    twin.loss.backward()
+    draws = [session.gradients(images, labels, StepKey(1, 2, 3, step))[1] for step in range(3)]
+    for i, record in enumerate(session.program.weight_layers[:7]):
+        true = twin.params[i]["beta"].grad
+        mean = sum(g[i].params["beta"] * 2.0 ** (g[i].error_exponent - 12) for g in draws) / len(draws)
+        assert abs(float((mean - true).mean())) < 0.1 * float(true.std()), record.name
+
+
 def test_error_rounding_is_unbiased() -> None:
     """The mean over many random streams approaches the autograd gradient far closer than one stream does."""
     net = programs.resnet(1, size=(8, 8, 3))
