@@ -37,6 +37,14 @@ static inline int64_t fmpq_rshift64(int64_t x, int s)
     return (x + ((int64_t)1 << (s - 1))) >> s;
 }
 
+/* The same with ties to even, for values whose sums must carry no bias (section 7); s <= 62. */
+static inline int64_t fmpq_reven64(int64_t x, int s)
+{
+    if (s <= 0)
+        return fmpq_rshift64(x, s);
+    return (x + ((int64_t)1 << (s - 1)) - 1 + ((x >> s) & 1)) >> s;
+}
+
 /* floor((a + floor(d/2)) / d), d > 0 */
 static inline int64_t fmpq_rdiv64(int64_t a, int64_t d)
 {

@@ -3,7 +3,7 @@
 
 static int16_t narrow(int32_t acc, int32_t shift)
 {
-    return (int16_t)fmpq_clamp64(fmpq_rshift64(acc, shift), -32767, 32767);
+    return (int16_t)fmpq_clamp64(fmpq_reven64(acc, shift), -32767, 32767);
 }
 
 void fmpq_grouped_forward(const fmpq_record *r, const fmpq_igemm *j, const int16_t *q, int32_t tile_c)

@@ -7,6 +7,15 @@ extern const fmpq_kernels fmpq_kernels_avx2, fmpq_kernels_avx512vnni;
 #endif
 #if defined(FMPQ_NEON_KERNELS)
 extern const fmpq_kernels fmpq_kernels_neon;
+#if defined(__aarch64__)
+extern const fmpq_kernels fmpq_kernels_neondot, fmpq_kernels_neoni8mm;
+#endif
+#endif
+#if defined(FMPQ_DSP_KERNELS)
+extern const fmpq_kernels fmpq_kernels_dsp;
+#endif
+#if defined(FMPQ_MVE_KERNELS)
+extern const fmpq_kernels fmpq_kernels_mve;
 #endif
 
 /* slowest first */
@@ -14,6 +23,16 @@ static const fmpq_kernels *const tables[] = {
     &fmpq_kernels_scalar,
 #if defined(FMPQ_NEON_KERNELS)
     &fmpq_kernels_neon,
+#if defined(__aarch64__)
+    &fmpq_kernels_neondot,
+    &fmpq_kernels_neoni8mm,
+#endif
+#endif
+#if defined(FMPQ_DSP_KERNELS)
+    &fmpq_kernels_dsp,
+#endif
+#if defined(FMPQ_MVE_KERNELS)
+    &fmpq_kernels_mve,
 #endif
 #if defined(__x86_64__) && defined(FMPQ_X86_KERNELS)
     &fmpq_kernels_avx2,
@@ -24,6 +43,11 @@ static const fmpq_kernels *const tables[] = {
 #define TABLES (sizeof(tables) / sizeof(tables[0]))
 
 static const fmpq_kernels *chosen;
+
+const fmpq_kernels *fmpq_kernels_table(unsigned index)
+{
+    return index < TABLES ? tables[index] : NULL;
+}
 
 const fmpq_kernels *fmpq_kernels_get(void)
 {

@@ -5,7 +5,7 @@
 #include "rng.h"
 
 /* Convolution of one sample as an implicit matrix product over taps.
- * out[y][x][co] = sat16(rshift(sum_tap sum_ci a[y*a_row + x*a_pix + tap_off[tap] + ci] * w + corr[co], shift))
+ * out[y][x][co] = sat16(reven(sum_tap sum_ci a[y*a_row + x*a_pix + tap_off[tap] + ci] * w + corr[co], shift))
  * a: unsigned bytes, groups of 4 channels; w: [tap][cp/4][cop][4] signed bytes; the weights are w, or 2*w + w_low when w_low is given. */
 typedef struct fmpq_igemm {
     const uint8_t *a;
@@ -22,7 +22,7 @@ typedef struct fmpq_igemm {
 } fmpq_igemm;
 
 /* Weight gradient of one sample: g[cb][tap][ci][16] += sum over output positions a * e.
- * a: planar [ci] planes of `plane` bytes; position (y, x) of tap at y*a_row + x + tap_off[tap]; e: [row][cols4][cop][4] signed bytes, zero past the width. */
+ * a: planar [ci] planes of `plane` bytes, readable for 16 bytes more; position (y, x) of tap at y*a_row + x + tap_off[tap]; e: [row][cols4][cop][4] signed bytes, zero past the width. */
 typedef struct fmpq_dw {
     const uint8_t *a;
     const int8_t *e;
@@ -66,8 +66,15 @@ typedef struct fmpq_kernels {
     void (*planar)(const uint8_t *in, uint8_t *out, int32_t rows, int32_t cols, int32_t in_row, int32_t c, int32_t plane, int32_t row, int32_t stride);
     /* e8 NHWC, `pix` bytes a position, co of them -> [row][cols/4][co rounded up to 16][4], zero filled; sums[co] += e8 */
     void (*interleave)(const int8_t *e, int8_t *out, int32_t rows, int32_t cols, int32_t pix, int32_t co, int32_t *sums);
+    /* bit-planes `bytes` apart (sign first, then n of magnitude) to and from weights; count is a multiple of 8 */
+    void (*unpack)(const uint8_t *planes, uint32_t bytes, int n, uint32_t count, int16_t *q);
+    void (*pack)(uint8_t *planes, uint32_t bytes, int n, uint32_t count, const int16_t *q);
 } fmpq_kernels;
+
+void fmpq_unpack_scalar(const uint8_t *planes, uint32_t bytes, int n, uint32_t count, int16_t *q);
+void fmpq_pack_scalar(uint8_t *planes, uint32_t bytes, int n, uint32_t count, const int16_t *q);
 
 extern const fmpq_kernels fmpq_kernels_scalar;
 const fmpq_kernels *fmpq_kernels_get(void);
+const fmpq_kernels *fmpq_kernels_table(unsigned index); /* every table of this build, available or not; null past the end */
 #endif

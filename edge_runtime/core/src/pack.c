@@ -89,12 +89,13 @@ void fmpq_pack_backward(const fmpq_session *s, uint32_t i, const fmpq_geometry *
             for (uint32_t c0 = 0; c0 < ci; c0 += ROW_CHUNK) {
                 const uint32_t n = ci - c0 < ROW_CHUNK ? ci - c0 : ROW_CHUNK;
                 unpack(s, i, co * d->row_len + tap * ci + c0, n, q);
-                for (uint32_t k = 0; k < n; k++) {
-                    const uint32_t c = c0 + k, at = ((slot_of[tap] * (cot / 4) + co / 4) * cip + c) * 4 + co % 4;
-                    w[at] = (uint8_t)(split ? q[k] >> 1 : q[k]);
-                    if (split)
-                        low[at] = (uint8_t)(q[k] & 1);
-                    corr[phase_of[tap] * cip + c] -= 128 * q[k];
-                }
+                const uint32_t at = ((slot_of[tap] * (cot / 4) + co / 4) * cip + c0) * 4 + co % 4;
+                int32_t *sum = corr + phase_of[tap] * cip + c0;
+                for (uint32_t k = 0; k < n; k++)
+                    w[at + 4 * k] = (uint8_t)(split ? q[k] >> 1 : q[k]);
+                for (uint32_t k = 0; split && k < n; k++)
+                    low[at + 4 * k] = (uint8_t)(q[k] & 1);
+                for (uint32_t k = 0; k < n; k++)
+                    sum[k] -= 128 * q[k];
             }
 }

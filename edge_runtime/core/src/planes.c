@@ -42,12 +42,21 @@ static void pack_one(uint8_t *planes, uint32_t bytes, int n, uint32_t i, int32_t
 
 void fmpq_planes_unpack(const uint8_t *planes, uint32_t theta, int n_planes, uint32_t first, uint32_t count, int16_t *q)
 {
-    const uint32_t bytes = fmpq_plane_bytes(theta);
-    uint32_t i = first;
-    const uint32_t end = first + count;
+    const fmpq_kernels *k = fmpq_kernels_get();
+    const uint32_t bytes = fmpq_plane_bytes(theta), end = first + count;
+    uint32_t i = first, whole;
     for (; i < end && (i & 7u); i++)
         *q++ = unpack_one(planes, bytes, n_planes, i);
-    for (; i + 8 <= end; i += 8, q += 8) {
+    whole = (end - i) & ~7u;
+    k->unpack(planes + (i >> 3), bytes, n_planes, whole, q);
+    q += whole;
+    for (i += whole; i < end; i++)
+        *q++ = unpack_one(planes, bytes, n_planes, i);
+}
+
+void fmpq_unpack_scalar(const uint8_t *planes, uint32_t bytes, int n_planes, uint32_t count, int16_t *q)
+{
+    for (uint32_t i = 0; i + 8 <= count; i += 8, q += 8) {
         const uint8_t *b = planes + (i >> 3);
         uint64_t low = 0, high = 0;
         const uint64_t sign = spread(b[0]);
@@ -61,18 +70,25 @@ void fmpq_planes_unpack(const uint8_t *planes, uint32_t theta, int n_planes, uin
             q[j] = (int16_t)((mag ^ s) - s);
         }
     }
-    for (; i < end; i++)
-        *q++ = unpack_one(planes, bytes, n_planes, i);
 }
 
 void fmpq_planes_pack(uint8_t *planes, uint32_t theta, int n_planes, uint32_t first, uint32_t count, const int16_t *q)
 {
-    const uint32_t bytes = fmpq_plane_bytes(theta);
-    uint32_t i = first;
-    const uint32_t end = first + count;
+    const fmpq_kernels *k = fmpq_kernels_get();
+    const uint32_t bytes = fmpq_plane_bytes(theta), end = first + count;
+    uint32_t i = first, whole;
     for (; i < end && (i & 7u); i++)
         pack_one(planes, bytes, n_planes, i, *q++);
-    for (; i + 8 <= end; i += 8, q += 8) {
+    whole = (end - i) & ~7u;
+    k->pack(planes + (i >> 3), bytes, n_planes, whole, q);
+    q += whole;
+    for (i += whole; i < end; i++)
+        pack_one(planes, bytes, n_planes, i, *q++);
+}
+
+void fmpq_pack_scalar(uint8_t *planes, uint32_t bytes, int n_planes, uint32_t count, const int16_t *q)
+{
+    for (uint32_t i = 0; i + 8 <= count; i += 8, q += 8) {
         uint8_t *b = planes + (i >> 3);
         uint64_t low = 0, high = 0, sign = 0;
         for (int j = 0; j < 8; j++) {
@@ -88,8 +104,6 @@ void fmpq_planes_pack(uint8_t *planes, uint32_t theta, int n_planes, uint32_t fi
         for (int k = 8; k < n_planes; k++)
             b[(uint32_t)(k + 1) * bytes] = gather(high >> (k - 8));
     }
-    for (; i < end; i++)
-        pack_one(planes, bytes, n_planes, i, *q++);
 }
 
 uint32_t fmpq_popcount(const uint8_t *data, uint32_t bytes)

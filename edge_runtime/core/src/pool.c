@@ -32,7 +32,7 @@ static int32_t pool_back(const fmpq_record *r, const uint8_t *in, const int16_t 
             }
             sum += v;
         }
-    sum = fmpq_clamp64(fmpq_rshift64(sum, over), -32767, 32767);
+    sum = fmpq_clamp64(fmpq_reven64(sum, over), -32767, 32767);
     out[(y * r->w_in + x) * r->cin + c] = (int16_t)sum;
     return (int32_t)(sum < 0 ? -sum : sum);
 }

@@ -59,7 +59,8 @@ void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, int32_t *u, int1
         v8 = (int8_t *)(s->base + s->slot[r].velocity) + first;
         ev = s->base + s->slot[r].velocity_exp + row;
     }
-    for (uint32_t k = 0; k < len; k++) {
+    /* u is within 2^30 already: nothing to do where nothing is added */
+    for (uint32_t k = 0; (decay.m || s->hyper->has_lasso || v8) && k < len; k++) {
         int64_t w = u[k];
         uint32_t a;
         if (decay.m)

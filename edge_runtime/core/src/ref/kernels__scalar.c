@@ -17,7 +17,7 @@ static void igemm(const fmpq_igemm *j)
                             low += a[j->tap_off[t] + c] * j->w_low[at];
                     }
                 acc = (j->w_low ? 2 * high + low : high) + j->corr[co];
-                j->out[y * j->out_row + x * j->out_pix + co] = (int16_t)fmpq_clamp64(fmpq_rshift64(acc, j->shift), -32767, 32767);
+                j->out[y * j->out_row + x * j->out_pix + co] = (int16_t)fmpq_clamp64(fmpq_reven64(acc, j->shift), -32767, 32767);
             }
 }
 

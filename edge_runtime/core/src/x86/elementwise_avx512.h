@@ -235,8 +235,42 @@ static void planar512(const uint8_t *in, uint8_t *out, int32_t rows, int32_t col
             }
 }
 
+/* 32 weights a round: a plane's four bytes are the lanes' mask */
+static void unpack512(const uint8_t *planes, uint32_t bytes, int n, uint32_t count, int16_t *q)
+{
+    uint32_t i = 0, bits;
+    for (; i + 32 <= count; i += 32) {
+        const uint8_t *b = planes + (i >> 3);
+        __m512i v = _mm512_setzero_si512();
+        for (int k = 0; k < n; k++) {
+            __builtin_memcpy(&bits, b + (uint32_t)(k + 1) * bytes, 4);
+            v = _mm512_or_si512(v, _mm512_maskz_set1_epi16(bits, (int16_t)(1 << k)));
+        }
+        __builtin_memcpy(&bits, b, 4);
+        _mm512_storeu_si512(q + i, _mm512_mask_sub_epi16(v, bits, _mm512_setzero_si512(), v));
+    }
+    fmpq_unpack_scalar(planes + (i >> 3), bytes, n, count - i, q + i);
+}
+
+static void pack512(uint8_t *planes, uint32_t bytes, int n, uint32_t count, const int16_t *q)
+{
+    uint32_t i = 0, bits;
+    for (; i + 32 <= count; i += 32) {
+        uint8_t *b = planes + (i >> 3);
+        const __m512i v = _mm512_loadu_si512(q + i), mag = _mm512_abs_epi16(v);
+        bits = _mm512_movepi16_mask(v);
+        __builtin_memcpy(b, &bits, 4);
+        for (int k = 0; k < n; k++) {
+            bits = _mm512_test_epi16_mask(mag, _mm512_set1_epi16((int16_t)(1 << k)));
+            __builtin_memcpy(b + (uint32_t)(k + 1) * bytes, &bits, 4);
+        }
+    }
+    fmpq_pack_scalar(planes + (i >> 3), bytes, n, count - i, q + i);
+}
+
 #undef ELEMENTWISE_TABLE
 #define ELEMENTWISE_TABLE                                                                                                                          \
     .stats = stats512, .norm = norm512, .act = act512, .reduce = reduce512, .bn_back = bn_back512, .merge = NAME(merge), .max16 = NAME(max16),     \
-    .quant = NAME(quant), .bias = NAME(bias), .scale = NAME(scale), .apply = NAME(apply), .planar = planar512, .interleave = interleave512
+    .quant = NAME(quant), .bias = NAME(bias), .scale = NAME(scale), .apply = NAME(apply), .planar = planar512, .interleave = interleave512, .unpack = unpack512,        \
+    .pack = pack512
 #endif

@@ -22,10 +22,11 @@ static inline __attribute__((always_inline)) __m256i dot4(__m256i acc, __m256i a
     return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(ae, we), _mm256_madd_epi16(ao, wo)));
 }
 
-/* 8 int32 lanes -> sat16(rshift(acc, shift)); the first `lanes` are stored */
-static inline void store8(int16_t *out, __m256i acc, __m256i half, __m128i shift, int32_t lanes)
+/* 8 int32 lanes -> sat16(reven(acc, shift)); the first `lanes` are stored; half = 2^(shift - 1) - 1, odd = 1 (both 0 for shift = 0) */
+static inline void store8(int16_t *out, __m256i acc, __m256i half, __m256i odd, __m128i shift, int32_t lanes)
 {
-    const __m256i v = _mm256_sra_epi32(_mm256_add_epi32(acc, half), shift);
+    const __m256i up = _mm256_add_epi32(half, _mm256_and_si256(_mm256_sra_epi32(acc, shift), odd));
+    const __m256i v = _mm256_sra_epi32(_mm256_add_epi32(acc, up), shift);
     const __m256i w = _mm256_max_epi32(_mm256_min_epi32(v, _mm256_set1_epi32(32767)), _mm256_set1_epi32(-32767));
     const __m128i p = _mm_packs_epi32(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
     if (lanes >= 8) {
@@ -42,7 +43,7 @@ static inline void store8(int16_t *out, __m256i acc, __m256i half, __m128i shift
 static inline __attribute__((always_inline)) void tile(const fmpq_igemm *j, const uint8_t *a, int16_t *out, int32_t cb, int np, int narrow)
 {
     const int32_t wstep = j->cop * 4, apix = j->a_pix, left = j->co - cb * 16;
-    const __m256i half = _mm256_set1_epi32(j->shift ? 1 << (j->shift - 1) : 0);
+    const __m256i half = _mm256_set1_epi32(j->shift ? (1 << (j->shift - 1)) - 1 : 0), odd = _mm256_set1_epi32(j->shift != 0);
     const __m128i shift = _mm_cvtsi32_si128(j->shift);
     __m256i acc[4][2];
     for (int p = 0; p < np; p++)
@@ -69,7 +70,7 @@ static inline __attribute__((always_inline)) void tile(const fmpq_igemm *j, cons
         const __m256i corr = _mm256_loadu_si256((const __m256i *)(const void *)(j->corr + cb * 16 + b * 8));
         for (int p = 0; p < np; p++)
             if (left > b * 8)
-                store8(out + p * j->out_pix + cb * 16 + b * 8, _mm256_add_epi32(acc[p][b], corr), half, shift, left - b * 8);
+                store8(out + p * j->out_pix + cb * 16 + b * 8, _mm256_add_epi32(acc[p][b], corr), half, odd, shift, left - b * 8);
     }
 }
 

@@ -13,10 +13,11 @@ static inline __m512i bcast(const uint8_t *p)
     return _mm512_set1_epi32(v);
 }
 
-/* int32 lanes -> sat16(rshift(acc, shift)), the low `mask` lanes stored */
-static inline void store16(int16_t *out, __m512i acc, __m512i half, __m128i shift, __mmask16 mask)
+/* int32 lanes -> sat16(reven(acc, shift)), the low `mask` lanes stored; half = 2^(shift - 1) - 1, odd = 1 (both 0 for shift = 0) */
+static inline void store16(int16_t *out, __m512i acc, __m512i half, __m512i odd, __m128i shift, __mmask16 mask)
 {
-    const __m512i v = _mm512_sra_epi32(_mm512_add_epi32(acc, half), shift);
+    const __m512i up = _mm512_add_epi32(half, _mm512_and_si512(_mm512_sra_epi32(acc, shift), odd));
+    const __m512i v = _mm512_sra_epi32(_mm512_add_epi32(acc, up), shift);
     const __m512i w = _mm512_max_epi32(v, _mm512_set1_epi32(-32767));
     _mm256_mask_storeu_epi16(out, mask, _mm512_cvtsepi32_epi16(w));
 }
@@ -27,7 +28,7 @@ static inline void store16(int16_t *out, __m512i acc, __m512i half, __m128i shif
                                                                             const int32_t apix)                                                     \
     {                                                                                                                                              \
         const int32_t wstep = j->cop * 4;                                                                                                          \
-        const __m512i half = _mm512_set1_epi32(j->shift ? 1 << (j->shift - 1) : 0);                                                               \
+        const __m512i half = _mm512_set1_epi32(j->shift ? (1 << (j->shift - 1)) - 1 : 0), odd = _mm512_set1_epi32(j->shift != 0);                  \
         const __m128i shift = _mm_cvtsi32_si128(j->shift);                                                                                        \
         __m512i acc[NP][NB];                                                                                                                       \
         for (int p = 0; p < NP; p++)                                                                                                               \
@@ -61,7 +62,7 @@ static inline void store16(int16_t *out, __m512i acc, __m512i half, __m128i shif
             const __mmask16 mask = (__mmask16)(left >= 16 ? 0xffff : (1 << left) - 1);                                                             \
             const __m512i corr = _mm512_loadu_si512(j->corr + (cb + b) * 16);                                                                     \
             for (int p = 0; p < NP; p++)                                                                                                           \
-                store16(out + p * j->out_pix + (cb + b) * 16, _mm512_add_epi32(acc[p][b], corr), half, shift, mask);                               \
+                store16(out + p * j->out_pix + (cb + b) * 16, _mm512_add_epi32(acc[p][b], corr), half, odd, shift, mask);                          \
         }                                                                                                                                          \
     }
 
