@@ -191,7 +191,7 @@ class ReferenceSession:
         a = tensors[0] if r.input == 0 else activation.read(tensors[r.input], self.plan.act_bits)
         a = a.reshape(-1, r.h_in, r.w_in, r.cin)  # a hidden linear layer flattens its input
         acc = conv.forward(a, layer.multiplied, r, self._amax(r) * (2**layer.bits - 1))
-        y = sat16(rshift(acc, self._y_shift(r, layer.bits)))
+        y = sat16(rshift_even(acc, self._y_shift(r, layer.bits)))
         if training:
             stats = batchnorm.moments(y)
             layer.rm, layer.rv = batchnorm.update_running(layer.rm, layer.rv, stats)

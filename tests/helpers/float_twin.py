@@ -62,7 +62,7 @@ def _conv(session: ReferenceSession, r: Record, twin: Twin, exact: list[Tensor])
     acc = F.conv2d(a.permute(0, 3, 1, 2), q.permute(0, 3, 1, 2), None, r.stride, r.pad, 1, r.groups).permute(0, 2, 3, 1)
     k = session._y_shift(r, layer.bits)
     y = acc / 2.0**k
-    y = _through(torch.floor(y + 0.5 if k else y), y)
+    y = _through(torch.round(y), y)  # ties to even
     stats = batchnorm.moments(y.detach().to(torch.int64))
     xhat_int = batchnorm.normalise(y.detach().to(torch.int64), batchnorm.normaliser(stats))
     variance = y.var((0, 1, 2), correction=0) + 1 / 256
