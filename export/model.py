@@ -20,6 +20,7 @@ from fedmpq.export.lower import Options, lower
 from fedmpq.export.program import ProgramBuilder, Record, program_id
 from fedmpq.export.state import LayerInit
 from fedmpq.export.trace import trace
+from fedmpq.models.torchvision_ops import declare_missing
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,18 @@ def _built_in(name: str, parameters: dict[str, Any]) -> nn.Module:
 
 
 def _module_of(place: str) -> Any:
+    try:
+        return _import(place)
+    except ModelError as error:
+        # torchvision's wheels do not import beside a CPU build of torch until their operators are declared
+        if "torchvision::" not in error.message or not declare_missing():
+            raise
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    return _import(place)
+
+
+def _import(place: str) -> Any:
     try:
         if not place.endswith(".py"):
             return importlib.import_module(place)

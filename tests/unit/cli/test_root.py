@@ -93,7 +93,7 @@ def fail_with(monkeypatch):
     ("error", "code", "line"),
     [
         (DataError("no images in x", "add some"), 4, "fedmpq: error: no images in x (add some)"),
-        (DataError("two\nlines"), 4, "fedmpq: error: two lines"),
+        (DataError("no  images"), 4, "fedmpq: error: no images"),
         (BudgetError("too small", needed=9, available=5), 7, "fedmpq: error: too small"),
         (MissingExtraError("torch", "export"), 3, "pip install 'fedmpq[export]'"),
         (ModuleNotFoundError("no onnx", name="onnx.helper"), 3, "pip install 'fedmpq[export]'"),
@@ -210,3 +210,8 @@ def test_the_readme_lists_the_exit_codes():
     readme = Path(__file__).parents[3] / "README.md"
     rows = re.findall(r"^\| (\d+) \| (.+) \|$", readme.read_text(), re.MULTILINE)
     assert {int(code): meaning for code, meaning in rows} == EXIT_CODES
+
+
+def test_a_list_in_an_error_stays_a_list(fail_with, capsys):
+    assert fail_with(DataError("two problems:\na\nb")) == 4
+    assert capsys.readouterr().err == "fedmpq: error: two problems:\n  a\n  b\n"
