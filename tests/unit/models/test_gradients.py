@@ -62,7 +62,7 @@ def test_gradients_match_autograd(net: programs.Builder, bits: int, act_bits: in
             scale = 2.0**gradient.exponent
         correlation, factor = _compare(gradient.weights * scale, twin.q[i].grad)
         assert correlation > least, record.name
-        assert factor == pytest.approx(1, abs=0.05), record.name
+        assert factor == pytest.approx(1, abs=0.05 if least > 0.95 else 0.12), record.name
         for name, sums in gradient.params.items():
             unit = 2.0**-35 if name == "bias" else 2.0 ** (gradient.error_exponent - 12)
             expected = twin.params[i][name].grad
