@@ -1,6 +1,7 @@
 /* Hand-written AVX-512 element-wise kernels for channel counts that are multiples of 16; others take the common code. */
 #ifndef FMPQ_ELEMENTWISE_AVX512_H
 #define FMPQ_ELEMENTWISE_AVX512_H
+#include "bytes_sse.h"
 #include <immintrin.h>
 
 static inline __m512i load_i8(const void *p)
@@ -169,17 +170,11 @@ static void interleave512(const int8_t *e, int8_t *out, int32_t rows, int32_t co
     for (int32_t k = 0; k < co; k += 16) {
         __m512i total = _mm512_loadu_si512(sums + k);
         for (int32_t q = 0; q < rows * cols / 4; q++) {
-            const int8_t *in = e + q * 4 * pix + k;
-            const __m128i r0 = _mm_loadu_si128((const __m128i *)(const void *)in);
-            const __m128i r1 = _mm_loadu_si128((const __m128i *)(const void *)(in + pix));
-            const __m128i r2 = _mm_loadu_si128((const __m128i *)(const void *)(in + 2 * pix));
-            const __m128i r3 = _mm_loadu_si128((const __m128i *)(const void *)(in + 3 * pix));
-            const __m128i a = _mm_unpacklo_epi8(r0, r1), b = _mm_unpackhi_epi8(r0, r1);
-            const __m128i f = _mm_unpacklo_epi8(r2, r3), d = _mm_unpackhi_epi8(r2, r3);
-            __m512i v = _mm512_castsi128_si512(_mm_unpacklo_epi16(a, f));
-            v = _mm512_inserti32x4(v, _mm_unpackhi_epi16(a, f), 1);
-            v = _mm512_inserti32x4(v, _mm_unpacklo_epi16(b, d), 2);
-            v = _mm512_inserti32x4(v, _mm_unpackhi_epi16(b, d), 3);
+            __m128i part[4];
+            __m512i v;
+            interleave4(e + q * 4 * pix + k, pix, part);
+            v = _mm512_inserti32x4(_mm512_castsi128_si512(part[0]), part[1], 1);
+            v = _mm512_inserti32x4(_mm512_inserti32x4(v, part[2], 2), part[3], 3);
             _mm512_storeu_si512(out + q * co * 4 + k * 4, v);
             total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), v);
         }
@@ -187,52 +182,13 @@ static void interleave512(const int8_t *e, int8_t *out, int32_t rows, int32_t co
     }
 }
 
-/* 16 positions x 16 channels of bytes, transposed: out[ch * plane + x] */
-static inline __attribute__((always_inline)) void transpose16(const uint8_t *in, int32_t pix, uint8_t *out, int32_t plane, int32_t keep)
-{
-    __m128i a[16], b[16];
-    for (int i = 0; i < 16; i++)
-        a[i] = _mm_loadu_si128((const __m128i *)(const void *)(in + i * pix));
-    for (int s = 0; s < 4; s++) { /* four rounds of interleaving row i with row i + 8 */
-        for (int i = 0; i < 8; i++) {
-            b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
-            b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
-        }
-        for (int i = 0; i < 16; i++)
-            a[i] = b[i];
-    }
-    if (keep >= 16)
-        for (int i = 0; i < 16; i++)
-            _mm_storeu_si128((__m128i *)(void *)(out + i * plane), a[i]);
-    else
-        for (int i = 0; i < 16; i++)
-            _mm_mask_storeu_epi8(out + i * plane, (__mmask16)((1 << keep) - 1), a[i]);
-}
-
 static void planar512(const uint8_t *in, uint8_t *out, int32_t rows, int32_t cols, int32_t in_row, int32_t c_of, int32_t plane, int32_t row,
                       int32_t stride)
 {
-    const int32_t pix = c_of >> 16, c = c_of & 0xffff;
-    if (c % 16) {
+    if ((c_of & 0xffff) % 16)
         NAME(planar)(in, out, rows, cols, in_row, c_of, plane, row, stride);
-        return;
-    }
-    for (int32_t k = 0; k < c; k += 16)
-        for (int32_t y = 0; y < rows; y++)
-            for (int32_t ph = 0; ph < stride; ph++) {
-                const int32_t n = (cols - ph + stride - 1) / stride;
-                uint8_t *o = out + k * plane + (y * stride + ph) * row;
-                const uint8_t *from = in + y * in_row + ph * pix + k;
-                int32_t x = 0;
-                for (; x + 16 <= n; x += 16)
-                    transpose16(from + x * stride * pix, stride * pix, o + x, plane, 16);
-                for (; x < n; x++)
-                    for (int i = 0; i < 16; i++)
-                        o[i * plane + x] = from[x * stride * pix + i];
-                for (; x < row; x++)
-                    for (int i = 0; i < 16; i++)
-                        o[i * plane + x] = 0;
-            }
+    else
+        planar16(in, out, rows, cols, in_row, c_of, plane, row, stride);
 }
 
 /* 32 weights a round: a plane's four bytes are the lanes' mask */

@@ -3,6 +3,7 @@
 #define SUFFIX avx2
 #include "../elementwise.inc"
 #include "cpu.h"
+#include "elementwise_avx2.h"
 #include <immintrin.h>
 
 static inline __m256i bcast(const uint8_t *p)
