@@ -6,13 +6,43 @@ import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedmpq.edge_runtime import core, sampling
 from fedmpq.errors import DataError
 
 if TYPE_CHECKING:
     from fedmpq.data import Dataset, Split
+
+
+class Trainer(Protocol):
+    """What training needs of a session: the core's, the reference's and the ONNX one have it."""
+
+    @property
+    def plan(self) -> core.Plan:
+        """Batch and options."""
+
+    @property
+    def program(self) -> ImageProgram:
+        """Image shape and classes."""
+
+    def step(self, images: Any, labels: Any, hyper: core.Hyper, key: tuple[int, int, int, int]) -> core.Stats:
+        """One training step."""
+
+    def evaluate(self, images: Any, labels: Any) -> core.Stats:
+        """Loss and accuracy with the running statistics."""
+
+
+class ImageProgram(Protocol):
+    """What a program says about its images."""
+
+    @property
+    def in_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +83,7 @@ class Epoch:
 
 
 def train(
-    session: core.Session, data: Dataset, recipe: Recipe, advance: Callable[[int], None] = lambda _: None
+    session: Trainer, data: Dataset, recipe: Recipe, advance: Callable[[int], None] = lambda _: None
 ) -> Iterator[Epoch]:
     """Trains epoch by epoch; yields each one's figures. `advance` is told of each sample."""
     check_data(session.program, data)
@@ -77,7 +107,7 @@ def train(
         yield Epoch(epoch + 1, rate, loss / 65536 / seen, 100 * correct / seen, *held)
 
 
-def evaluate(session: core.Session, split: Split) -> tuple[float, float]:
+def evaluate(session: Trainer, split: Split) -> tuple[float, float]:
     """Mean loss in nats and accuracy in percent with the running statistics."""
     size = session.plan.micro_batch or session.plan.batch
     loss = correct = 0
@@ -87,7 +117,7 @@ def evaluate(session: core.Session, split: Split) -> tuple[float, float]:
     return loss / 65536 / len(split), 100 * correct / len(split)
 
 
-def check_data(program: core.Program, data: Dataset) -> None:
+def check_data(program: ImageProgram, data: Dataset) -> None:
     """Refuses data of another image shape or with more classes than the program has."""
     if data.shape != program.in_shape or len(data.classes) > program.classes:
         raise DataError(

@@ -21,7 +21,7 @@ from fedmpq.cli._models import (
 )
 from fedmpq.errors import UsageError
 
-TARGETS = ("native", "c")
+TARGETS = ("native", "c", "onnx")
 
 
 @click.command(
@@ -43,7 +43,8 @@ def command(model: str, scale: Any, target: str, out: Path | None, as_json: bool
 
     MODEL is a built-in model (resnet8, resnet20, resnet44), package.module:factory or file.py:factory. The budget is an
     average bit-width (--bits) or a number of bytes (--memory, --profile): then the plan with the most bits that fits is
-    taken; micro-batch and, if need be, batch shrink before bits fall below 4.
+    taken; micro-batch and, if need be, batch shrink before bits fall below 4. Targets: native (an artifact file), c
+    (a header and a source with constants, for firmware), onnx (the training step as standard integer operators).
     """
     from fedmpq.edge_runtime import core
     from fedmpq.export.build import build_artifact
@@ -99,6 +100,16 @@ def _write(built: Any, target: str, out: Path | None, model: str) -> list[Path]:
         file = _path(out, title, ".fmpq")
         artifact.write(file, built)
         return [file]
+    if target == "onnx":
+        from fedmpq.export.build import plan_of, states_of
+        from fedmpq.export.onnx_step.session import models
+
+        first = _path(out, title, ".onnx")
+        made = models(built.program, plan_of(built), states_of(built), lasso=True)
+        files = [first.with_name(f"{first.stem}.{name}.onnx") for name in ("train", "eval", "init")]
+        for file, name in zip(files, ("train", "eval", "init"), strict=True):
+            container.write_atomic(file, made[name].SerializeToString())
+        return files
     from fedmpq.export.c_source import c_sources
 
     header = _path(out, title, ".h")

@@ -32,6 +32,8 @@ from fedmpq.cli._common import emit, example, json_option, note, progress
 @click.option("--validation", type=click.FloatRange(0), default=0, help="Images (or a share below 1) to hold out.")
 @click.option("--train-limit", type=click.IntRange(1), help="Train on at most so many images.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Fixes every random choice.")
+@click.option("--engine", type=click.Choice(["core", "onnx"]), default="core", help="The C core, or the ONNX graph of "
+              "the step in onnxruntime: slower, same bits.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Trained artifact.  [default: FILE with .trained]")
 @json_option
 def command(file: Path, data: str, out: Path | None, as_json: bool, **options: Any) -> None:
@@ -55,7 +57,7 @@ def command(file: Path, data: str, out: Path | None, as_json: bool, **options: A
     recipe = local.Recipe(
         options["epochs"], options["lr"], options["schedule"], options["weight_decay"], coefficient, options["seed"]
     )
-    session = build.open_session(program, plan, build.states_of(held))
+    session = _session(options["engine"], held, program, plan)
     started = time.monotonic()
     epochs = []
     size = len(images.train) // min(plan.batch, len(images.train)) * min(plan.batch, len(images.train))
@@ -83,12 +85,28 @@ def command(file: Path, data: str, out: Path | None, as_json: bool, **options: A
         "epochs": epochs,
         "seconds": seconds,
         "images_per_second": size * recipe.epochs / seconds,
-        "planned_bytes": session.planned_bytes,
-        "measured_bytes": session.measured_bytes,
-        "isa": core.isa(),
+        "engine": options["engine"],
+        "planned_bytes": getattr(session, "planned_bytes", None),
+        "measured_bytes": getattr(session, "measured_bytes", None),
+        "isa": core.isa() if options["engine"] == "core" else None,
         "state": trained["state"],
     }
     emit(result, as_json, _print)
+
+
+def _session(engine: str, held: Any, program: Any, plan: Any) -> Any:
+    """A session of the engine with the artifact's weights."""
+    from fedmpq.export import build
+
+    states = build.states_of(held)
+    if engine == "core":
+        return build.open_session(program, plan, states)
+    from fedmpq.export.onnx_step.session import OnnxSession
+
+    session = OnnxSession(held.program, plan, threads=plan.threads)
+    for index, state in enumerate(states):
+        session.load(index, state)
+    return session
 
 
 def _plan(plan: Any, options: dict[str, Any]) -> Any:
@@ -119,5 +137,6 @@ def _line(epoch: dict[str, Any]) -> str:
 def _print(result: dict[str, Any]) -> None:
     click.echo(
         f"{result['file']}  test accuracy {result['test_accuracy']:.2f} %, loss {result['test_loss']:.4f}, "
-        f"{result['images_per_second']:,.0f} images/s, {result['measured_bytes']:,} bytes of arena"
+        f"{result['images_per_second']:,.0f} images/s"
+        + (f", {result['measured_bytes']:,} bytes of arena" if result["measured_bytes"] else "")
     )

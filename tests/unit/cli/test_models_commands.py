@@ -79,6 +79,26 @@ def test_the_c_target_writes_a_header_and_a_source(tmp_path: Path, capsys: pytes
     assert f"RESNET8_ARENA_BYTES {made['planned_bytes']}u" in (tmp_path / "fw" / "resnet8.h").read_text()
 
 
+def test_the_onnx_target_writes_three_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = result(
+        capsys, "export", "resnet8", "--data", "digits", "--target", "onnx", "--out", str(tmp_path / "net.onnx")
+    )
+    assert [Path(file).name for file in made["files"]] == ["net.train.onnx", "net.eval.onnx", "net.init.onnx"]
+    code, err = failure(capsys, "export", "resnet8", "--micro-batch", "8", "--target", "onnx", "--out", str(tmp_path))
+    assert code == 6
+    assert "takes the batch as a whole" in err
+
+
+def test_both_engines_train_to_the_same_bits(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", str(digits), "--data", "digits", "--epochs", "1", "--train-limit", "128"]
+    made = [
+        result(capsys, *arguments, "--engine", engine, "--out", str(tmp_path / f"{engine}.fmpq"))
+        for engine in ("core", "onnx")
+    ]
+    assert made[0]["state"] == made[1]["state"]
+    assert made[0]["test_accuracy"] == made[1]["test_accuracy"]
+
+
 def test_plan_options_change_an_artifacts_plan(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changed = result(capsys, "plan", str(digits), "--bits", "2", "--batch", "1", "--guard", "2", "--no-momentum")
     assert (changed["batch"], changed["guard"], changed["momentum"]) == (1, 2, False)
