@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from fedmpq.errors import ArenaTooSmall, CoreError, FormatError, VersionError
-
 from fedmpq.edge_runtime.native import (
     MAX_RECORDS,
     BufferStruct,
@@ -26,6 +24,7 @@ from fedmpq.edge_runtime.native import (
     available,
     library,
 )
+from fedmpq.errors import ArenaTooSmall, CoreError, FormatError, VersionError
 
 Scale = tuple[int, int]
 
