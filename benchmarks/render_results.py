@@ -15,6 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
 
+TEXT_COLUMNS = ("device", "method", "bits by layer", "data", "model", "engine", "scale")
+
+RUN_COLUMNS = [
+    "data", "model", "engine", "images", "epochs", "rate", "bits", "activations", "guard", "scale", "momentum", "test %",
+]  # fmt: skip
+
 HEAD = """\
 # Results
 
@@ -27,7 +33,46 @@ methods are noise at this size.
 def render(folder: Path = RESULTS) -> str:
     """The whole page."""
     demos = [json.loads(path.read_text()) for path in sorted(folder.glob("demo-*.json"))]
-    return "\n".join([HEAD, *(demo(result) for result in demos)]).rstrip() + "\n"
+    alone = folder / "centralised.json"
+    parts = [centralised(json.loads(alone.read_text()))] if alone.is_file() else []
+    return "\n".join([HEAD, *(demo(result) for result in demos), *parts]).rstrip() + "\n"
+
+
+def centralised(result: dict[str, Any]) -> str:
+    """Runs on one device with all the data: what integer training loses against float training."""
+    lines = [
+        "## One device, all the data: integer against float training",
+        "",
+        "    python benchmarks/centralised.py --engine core --bits 4 --data cifar10 --train 20000 --epochs 3",
+        "",
+        "Each row is one such run, gathered in one file with all options and every epoch. The schedules are short on",
+        "purpose: they order the settings, they do not show what training reaches in the end.",
+        "",
+        *table(
+            RUN_COLUMNS,
+            [run_row(run["options"], run["test_accuracy"]) for run in result["runs"]],
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def run_row(o: dict[str, Any], accuracy: float) -> list[Any]:
+    """One centralised run."""
+    exact = o["engine"] == "float"
+    quantised = ["–"] * 4 if exact else [o["bits"], o["act_bits"], o["guard"], o["scale"]]
+    images = number(o["train"]) if "train" in o else "all"
+    return [
+        o["data"],
+        o["model"],
+        o["engine"],
+        images,
+        o["epochs"],
+        o["lr"],
+        *quantised,
+        o["momentum"],
+        f"{accuracy:.2f}",
+    ]
 
 
 def demo(result: dict[str, Any]) -> str:
@@ -98,7 +143,7 @@ def devices(result: dict[str, Any]) -> list[list[list[Any]]]:
 
 def table(columns: list[str], rows: list[list[Any]]) -> list[str]:
     """A Markdown table; numbers to the right."""
-    rule = "|".join("---" if name in ("device", "method", "bits by layer") else "---:" for name in columns)
+    rule = "|".join("---" if name in TEXT_COLUMNS else "---:" for name in columns)
     return [
         f"| {' | '.join(columns)} |",
         f"|{rule}|",
