@@ -12,9 +12,9 @@ from fedmpq.firmware_profiles import Profile
 _KERNELS = {
     "x86-64": ("x86", "FMPQ_X86_KERNELS"),
     "armv8-a": ("neon", "FMPQ_NEON_KERNELS"),
-    "armv7-a": ("neon32", "FMPQ_NEON32_KERNELS"),
+    "armv7-a": ("neon", "FMPQ_NEON_KERNELS"),
     "armv7e-m": ("dsp", "FMPQ_DSP_KERNELS"),
-    "armv8.1-m": ("mve", "FMPQ_MVE_KERNELS"),
+    "armv8.1-m": ("dsp", "FMPQ_DSP_KERNELS"),  # it runs these, too
 }
 
 #: Suffix of a kernel file -> its processor flags where the profile's own are not enough (`+` extends -mcpu).
