@@ -18,7 +18,8 @@ PAGE = ROOT / "docs" / "results.md"
 TEXT_COLUMNS = ("device", "method", "bits by layer", "data", "model", "engine", "scale")
 
 RUN_COLUMNS = [
-    "data", "model", "engine", "images", "epochs", "rate", "bits", "activations", "guard", "scale", "momentum", "test %",
+    "data", "model", "engine", "images", "epochs", "rate", "bits", "activations", "guard", "scale", "momentum",
+    "test %",
 ]  # fmt: skip
 
 HEAD = """\
