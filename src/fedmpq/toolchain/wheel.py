@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from fedmpq.errors import ConfigError
 from fedmpq.firmware_profiles import Profile
-from fedmpq.toolchain import sources
+from fedmpq.toolchain import sources, tools
 from fedmpq.toolchain.compile import run
 
 #: zig's glibc target of a wheel tag: the oldest that zig offers at or above manylinux2014's 2.17.
@@ -33,7 +35,8 @@ def build(profile: Profile, out: Path) -> Path:
     tag = profile.toolchain.wheel
     target, processor = _GLIBC.get(tag.partition(".")[0], ("", ""))
     if not target:
-        raise ConfigError(f"profile {profile.name} names no wheel tag: Python does not run there", "build --what edge")
+        raise ConfigError(f"profile {profile.name} names no wheel tag: Python does not run there", "--what edge")
+    tools.compiler(profile)  # says what to install where zig is missing
     project = sources.root().parents[1]
     out.mkdir(parents=True, exist_ok=True)
     # a wheel runs on every processor of its tag: only the kernels' own files use extensions
@@ -48,14 +51,31 @@ def build(profile: Profile, out: Path) -> Path:
             f"-DCMAKE_C_COMPILER={compiler}", "-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={processor}",
         ]  # fmt: skip
         settings = [
-            f"--config-settings=build-dir={folder / 'cmake'}",
-            f"--config-settings=cmake.args={';'.join(options)}",
+            f"build-dir={folder / 'cmake'}",
+            f"cmake.args={';'.join(options)}",
         ]
         pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
         os.environ.pop("CMAKE_ARGS", None)
         pip += [f"--config-settings={setting}" for setting in settings]
         run([*pip, "-w", str(folder / "wheels"), str(project)], "building the wheel")
         (made,) = (folder / "wheels").glob("*.whl")
-        tagging = [sys.executable, "-m", "wheel", "tags", "--remove", "--platform-tag", tag, str(made)]
-        renamed = run(tagging, "tagging the wheel").split()[-1]
-        return Path(shutil.copy(made.parent / renamed, out / renamed))
+        return _retag(made, tag, out)
+
+
+def _retag(wheel: Path, tag: str, out: Path) -> Path:
+    """A copy of a wheel under another platform tag: its name, its WHEEL file and that file's line in RECORD change."""
+    name, version, *_ = wheel.stem.split("-")
+    target = out / f"{name}-{version}-py3-none-{tag}.whl"
+    info = f"{name}-{version}.dist-info"
+    with ZipFile(wheel) as source, ZipFile(target, "w", ZIP_DEFLATED) as copy:
+        lines = [line for line in source.read(f"{info}/WHEEL").decode().splitlines() if not line.startswith("Tag:")]
+        lines += [f"Tag: py3-none-{each}" for each in tag.split(".")]
+        changed = "\n".join(line for line in lines if line).encode() + b"\n"
+        digest = base64.urlsafe_b64encode(hashlib.sha256(changed).digest()).rstrip(b"=").decode()
+        records = source.read(f"{info}/RECORD").decode().splitlines()
+        mine = f"{info}/WHEEL,sha256={digest},{len(changed)}"
+        record = "".join(f"{mine if r.startswith(f'{info}/WHEEL,') else r}\n" for r in records).encode()
+        for item in source.infolist():
+            replaced = {f"{info}/WHEEL": changed, f"{info}/RECORD": record}.get(item.filename)
+            copy.writestr(item, source.read(item) if replaced is None else replaced, ZIP_DEFLATED)
+    return target
