@@ -31,11 +31,19 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     return code, err
 
 
-@pytest.fixture
-def digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A ResNet8 for digits at 4 bits."""
+    file = tmp_path_factory.mktemp("exported") / "digits.fmpq"
+    assert run(["export", "resnet8", "--data", "digits", "--batch", "32", "--out", str(file)]) == 0
+    return file.read_bytes()
+
+
+@pytest.fixture
+def digits(tmp_path: Path, exported: bytes) -> Path:
+    """The same in a folder of its own."""
     file = tmp_path / "digits.fmpq"
-    result(capsys, "export", "resnet8", "--data", "digits", "--batch", "32", "--out", str(file))
+    file.write_bytes(exported)
     return file
 
 
