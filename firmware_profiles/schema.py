@@ -1,4 +1,4 @@
-"""What a profile holds, key by key, and the range of each value (docs/profiles.md).
+"""What a profile holds, key by key, and the range of each value (docs/arm.md).
 
 Each table of the TOML file is a dataclass here; a field's metadata is its check. So the schema, the errors and the
 documentation of a key have one place.

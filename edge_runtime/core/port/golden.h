@@ -1,4 +1,4 @@
-/* The golden runs: fixed trainings whose final state must be the same on every target (docs/golden.md).
+/* The golden runs: fixed trainings whose final state must be the same on every target (docs/arm.md).
  * Weights, images and labels come from the counter hash, so no file is needed; the same runs exist in Python
  * (tests/helpers/golden.py) over the core and over the PyTorch reference. */
 #ifndef FMPQ_GOLDEN_H

@@ -30,9 +30,7 @@ def build(profile: Profile, out: Path, advance: Callable[[int], None] = lambda _
         BuildError: the compiler refused.
     """
     if profile.kind != LINUX:
-        raise ConfigError(
-            f"profile {profile.name} is a bare-metal board: it has no fedmpq-edge", "build --what firmware"
-        )
+        raise ConfigError(f"profile {profile.name} is a bare-metal board, fedmpq-edge needs Linux")
     return program(profile, "fedmpq-edge", sources.ports(*PORTS), out, advance)
 
 
