@@ -10,6 +10,7 @@ import pytest
 
 from fedmpq.firmware_profiles import load
 from fedmpq.toolchain import edge as build
+from fedmpq.toolchain import sources
 from tests.golden.test_edge import check
 from tests.helpers import edge, golden
 
@@ -46,6 +47,21 @@ def test_the_recorded_states(profile, emulator, cpu, isa):
     for name, fields in found.items():
         check(name, fields)
         assert fields["isa"] == isa
+
+
+@cache
+def variants(profile: str) -> Path:
+    test = sources.root() / "tests" / "variants.c"
+    return build.program(load(profile), "variants", [test], edge.BUILD / profile)
+
+
+@pytest.mark.parametrize(
+    ("profile", "emulator", "cpu", "isa"), [run for run in _RUNS if run[3] != "scalar"], ids=lambda value: str(value)
+)
+def test_each_kernel_equals_the_scalar_one(profile, emulator, cpu, isa):
+    runner = variants(profile)
+    text = edge.run("5", "400" if FULL else "100", isa, emulator=(emulator, "-cpu", cpu), program=runner)
+    assert text.count(" equal ") == 11
 
 
 @pytest.mark.parametrize("profile", ["rpi-zero-2w", "armv7-neon", "rpi-zero"])
