@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from fedmpq.bench.job import Job
 from fedmpq.errors import FedmpqError
@@ -38,7 +38,7 @@ class Worker:
             env=environment(job),
         )
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

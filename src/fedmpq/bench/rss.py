@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import resource
 from pathlib import Path
@@ -28,9 +29,7 @@ def peak() -> int:
 def settle() -> int:
     """Collects garbage, resets the kernel's high-water mark and returns the bytes resident now."""
     gc.collect()
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
     now = _status("VmRSS:")
     return peak() if now is None else now

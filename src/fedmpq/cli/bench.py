@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
@@ -30,6 +29,21 @@ class Engines(click.ParamType[tuple[str, ...]]):
             if name not in _PEERS:
                 self.fail(f"{name!r} is no engine; choose from {', '.join(_PEERS)} or none", param, ctx)
         return tuple(dict.fromkeys(names))
+
+
+class Batches(click.ParamType[tuple[int, ...]]):
+    """An option type for comma-separated batch sizes."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Parse numbers from 1 on."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        if not all(part.strip().isdecimal() and 0 < int(part) < 65536 for part in parts):
+            self.fail(f"{value!r} is no list of batches; write 1,64", param, ctx)
+        return tuple(int(part) for part in parts)
 
 
 @click.group(
@@ -86,12 +100,14 @@ def train(
 
 
 def _print_train(result: dict[str, Any]) -> None:
-    ours = result["results"][0]["step_ms"]
+    time = "step_ms" if result["ratio_basis"] == "wall" else "cpu_ms"
+    ours = result["results"][0][time]
     print_table(
-        ["engine", "images/s", "step, ms", "times ours", "memory", "what"],
+        ["engine", "images/s", "step, ms", "processor, ms", "times ours", "memory", "what"],
         [
             [
-                entry["engine"], float(entry["images_per_s"]), float(entry["step_ms"]), entry["step_ms"] / ours,
+                entry["engine"], float(entry["images_per_s"]), float(entry["step_ms"]), float(entry["cpu_ms"]),
+                entry[time] / ours,
                 human_bytes(entry["memory_bytes"]), entry["model"],
             ]
             for entry in result["results"]
@@ -105,5 +121,94 @@ def _print_train(result: dict[str, Any]) -> None:
         )
     busy = max(result["load_before"][0], result["load_after"][0])
     if busy > result["threads"] + 1:
-        note(f"the machine was busy (load {busy:g}): expect worse figures than on a quiet one")
-    sys.stdout.flush()
+        note(f"the machine was busy (load {busy:g}); ratios are of {result['ratio_basis']} time")
+
+
+@command.command(
+    epilog=example("fedmpq bench memory --model resnet20 --batch 1,64", "fedmpq bench memory --against torch --json")
+)
+@click.option("--model", default="resnet20", help=f"What to train: {MODEL_HELP}.")
+@click.option("--input", "shape", type=ImageShape(), default="3x32x32", help="Image shape, channels first.")
+@click.option("--classes", type=click.IntRange(2, 1024), default=10, help="Number of classes.")
+@click.option("--bits", type=click.FloatRange(1, 8), default=4, help="Average bit-width of the core.")
+@click.option("--batch", "batches", type=Batches(), default="1,64", help="Batches to measure, e.g. 1,8,64.")
+@click.option("--against", type=Engines(), default="none", help="Peers: torch, ort-training, executorch, or none.")
+@json_option
+def memory(
+    model: str, shape: tuple[int, int, int], classes: int, bits: float, batches: tuple[int, ...],
+    against: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
+    """Measure how far a process grows by training.
+
+    Each engine trains a few steps in a process of its own, whose largest resident size is compared with that before
+    the model was loaded. The core's arena is planned for batches 1 to 256 and fitted by fixed + slope x batch.
+    """
+    from fedmpq.bench import memory as measure
+    from fedmpq.bench.job import Job
+
+    jobs = [Job("fedmpq", model, shape, classes, batch, bits=bits) for batch in batches]
+    with progress("processes", total=len(jobs) * (1 + len(against))) as advance:
+        result = measure.run(jobs, against, advance)
+    emit(result, as_json, _print_memory)
+
+
+def _print_memory(result: dict[str, Any]) -> None:
+    print_table(
+        ["engine", "batch", "planned, bytes", "grew by, bytes", "over plan"],
+        [
+            [
+                entry["engine"], entry["batch"], entry.get("planned_bytes"), entry["memory_bytes"],
+                entry.get("over_plan_bytes"),
+            ]
+            for entry in result["results"]
+        ],
+        f"{result['model']}, {result['bits']:g} bits",
+    )  # fmt: skip
+    fit = result["arena"]
+    print(
+        f"arena = {fit['fixed_bytes']:,} + {fit['bytes_per_sample']:,} × batch bytes "
+        f"(within {100 * fit['largest_deviation']:.2f} % from batch {fit['batches'][0]} to {fit['batches'][-1]})"
+    )
+
+
+@command.command(
+    epilog=example("fedmpq bench kernels --model resnet20 --batch 64", "fedmpq bench kernels --isa avx2 --json")
+)
+@click.option("--model", default="resnet20", help=f"Whose layers to time: {MODEL_HELP}.")
+@click.option("--input", "shape", type=ImageShape(), default="3x32x32", help="Image shape, channels first.")
+@click.option("--bits", type=click.IntRange(1, 8), default=4, help="Bit-width of every layer.")
+@click.option("--batch", type=click.IntRange(1, 65535), default=64, help="Samples of a step.")
+@click.option("--isa", help="Hold the core to an instruction set, e.g. avx2.")
+@click.option("--repetitions", type=click.IntRange(1, 1000), default=9, help="Turns of each layer; medians count.")
+@json_option
+def kernels(
+    model: str, shape: tuple[int, int, int], bits: int, batch: int, isa: str | None, repetitions: int, as_json: bool
+) -> None:
+    """Time each layer shape of a model.
+
+    Every distinct convolution runs in a small program of its own; the same program without it is subtracted. Times are
+    whole layers: convolution, batch-norm and requantisation forward; both backward convolutions and update.
+    """
+    from fedmpq.bench import kernels as measure
+    from fedmpq.edge_runtime import core
+
+    if isa is not None:
+        core.set_isa(isa)
+    with progress("turns", total=repetitions) as advance:
+        result = measure.run(model, shape, bits, batch, repetitions, advance)
+    emit(result, as_json, _print_kernels)
+
+
+def _print_kernels(result: dict[str, Any]) -> None:
+    print_table(
+        ["layer", "in", "out", "kernel", "stride", "times", "forward, ms", "step, ms", "M MAC/sample", "of peak, %"],
+        [
+            [
+                entry["name"], entry["input"], entry["output"], entry["kernel"], entry["stride"], entry["count"],
+                entry["forward_ms"], entry["step_ms"], entry["macs_per_sample"] / 1e6,
+                None if entry["peak_fraction"] is None else 100 * entry["peak_fraction"],
+            ]
+            for entry in result["layers"]
+        ],
+        f"{result['model']}, batch {result['batch']}, {result['bits']} bits, {result['isa']}",
+    )  # fmt: skip

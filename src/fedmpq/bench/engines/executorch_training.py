@@ -29,6 +29,7 @@ def prepare(job: Job) -> None:
     net = module(job)
     without_batch_norm(net)
     joint = _export_forward_backward(export(WithLoss(net), tensors(job), strict=True))
+    crop_by_slices(joint.graph_module)
     lowered = to_edge(joint, compile_config=EdgeCompileConfig(_check_ir_validity=False)).to_executorch()
     job.file(".pte").write_bytes(lowered.buffer)
     sizes = lowered.executorch_program.execution_plan[0].non_const_buffer_sizes
@@ -44,6 +45,32 @@ def without_batch_norm(net: Any) -> None:
             setattr(net, name, torch.nn.Identity())
         else:
             without_batch_norm(child)
+
+
+def crop_by_slices(graph: Any) -> None:
+    """Writes paddings by negative amounts (the gradient of a padding) as slices: the runtime refuses them."""
+    import torch
+
+    pad, cut = torch.ops.aten.constant_pad_nd.default, torch.ops.aten.slice.Tensor
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target is not pad or not any(amount < 0 for amount in node.args[1]):
+            continue
+        source, amounts = node.args[0], node.args[1]
+        value, sizes = source, list(source.meta["val"].shape)
+        with graph.graph.inserting_before(node):
+            for axis in range(len(amounts) // 2):
+                front, back = amounts[2 * axis], amounts[2 * axis + 1]
+                dim = len(sizes) - 1 - axis
+                if front == back == 0:
+                    continue
+                if front > 0 or back > 0:
+                    raise ValueError(f"{node.name} pads and crops at once: {amounts}")
+                before = value.meta["val"]
+                value = graph.graph.call_function(cut, (value, dim, -front, sizes[dim] + back))
+                value.meta = {**node.meta, "val": before[(slice(None),) * dim + (slice(-front, sizes[dim] + back),)]}
+        node.replace_all_uses_with(value)
+        graph.graph.erase_node(node)
+    graph.recompile()
 
 
 class ExecutorchEngine:
@@ -62,8 +89,10 @@ class ExecutorchEngine:
         self.version = version("executorch")
         self.planned = json.loads(job.file(".json").read_text())["planned_bytes"]
         self.batch = tensors(job)
-        self.module = _load_for_executorch_for_training_from_buffer(job.file(".pte").read_bytes())
-        self.make_optimizer = lambda: get_sgd_optimizer(self.module.named_parameters(), 1e-6, 0.9 if job.momentum else 0)
+        self.buffer = job.file(".pte").read_bytes()  # the module reads it in place
+        self.module = _load_for_executorch_for_training_from_buffer(self.buffer)
+        self.momentum = 0.9 if job.momentum else 0
+        self.get_optimizer: Any = get_sgd_optimizer
         self.optimizer: Any = None
 
     def details(self) -> dict[str, Any]:
@@ -74,7 +103,7 @@ class ExecutorchEngine:
         """Forward, backward, update."""
         outputs = self.module.forward_backward("forward", self.batch)
         if self.optimizer is None:  # parameters exist after the first call
-            self.optimizer = self.make_optimizer()
+            self.optimizer = self.get_optimizer(self.module.named_parameters(), 1e-6, self.momentum)
         self.optimizer.step(self.module.named_gradients())
         return float(outputs[0])
 

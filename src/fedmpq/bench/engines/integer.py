@@ -7,6 +7,9 @@ from typing import Any
 from fedmpq.bench.job import Job
 from fedmpq.edge_runtime import artifact, core
 
+#: λ of the group Lasso, shared out over layers by their weights.
+_LASSO = 1e-3
+
 
 def prepare(job: Job) -> None:
     """Compiles the model and writes an artifact."""
@@ -37,7 +40,9 @@ class IntegerEngine:
             self.session.load(index, state)
         del held
         self.images, self.labels = job.images(), job.labels()
-        lasso = tuple(core.fx(2**-14) for _ in self.program.weight_layers) if job.lasso else ()
+        total = sum(layer.theta for layer in self.program.weight_layers)
+        shares = tuple(core.fx(_LASSO * layer.theta / total) for layer in self.program.weight_layers)
+        lasso = shares if job.lasso else ()
         self.hyper = core.Hyper(core.fx(0.01), core.fx(5e-4), lasso=lasso)
         self.steps = 0
 
@@ -52,9 +57,12 @@ class IntegerEngine:
         }
 
     def step(self) -> float:
-        """Forward, backward, update; with Lasso also what a FedMPQ device does besides once in a round."""
+        """Forward, backward, update; with Lasso also the densities, which a device needs only once in a round."""
         stats = self.session.step(self.images, self.labels, self.hyper, (self.job.seed, 1, 0, self.steps))
         self.steps += 1
+        if self.job.lasso:
+            for index in range(len(self.program.weight_layers)):
+                self.session.set_count(index)
         return stats.loss_q16 / 65536 / stats.count
 
 

@@ -1,8 +1,8 @@
 """ONNX Runtime training 1.19.2: artifacts generated here from an ONNX export of the model.
 
-Traps: the ONNX version of the export is newer than this runtime reads (the IR version is lowered); a training-mode
-export has batch-norms whose eval model cannot be inferred, so the training graph comes from an eval-mode export whose
-batch-norms are switched to training afterwards; the artifact folder must exist.
+Traps: the ONNX version of the export is newer than this runtime reads (the IR version is lowered); the artifact folder
+must exist; equal initial values are merged into one parameter; the eval model generated beside a training graph with
+batch-norms does not load (it is not used here).
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ def prepare(job: Job) -> None:
     path = folder / "model.onnx"
     images, _ = tensors(job)
     model = module(job).eval()
+    with torch.no_grad():  # the exporter merges equal initial values into one parameter: make all of them differ
+        for values in (*model.parameters(), *(x for x in model.buffers() if x.is_floating_point())):
+            values.add_(torch.rand_like(values), alpha=1e-3)
     torch.onnx.export(
         model, (images,), str(path), dynamo=False, opset_version=_OPSET, do_constant_folding=False,
         training=torch.onnx.TrainingMode.PRESERVE, input_names=["images"], output_names=["logits"],
@@ -42,6 +45,9 @@ def prepare(job: Job) -> None:
         graph, requires_grad=trained, frozen_params=kept, loss=artifacts.LossType.CrossEntropyLoss,
         optimizer=artifacts.OptimType.SGD, artifact_directory=str(folder),
     )  # fmt: skip
+    optimizer = onnx.load(str(folder / "optimizer_model.onnx"))
+    optimizer.ir_version = _IR_VERSION
+    onnx.save(optimizer, str(folder / "optimizer_model.onnx"))
 
 
 def train_batch_norm(graph: Any) -> None:
@@ -71,9 +77,7 @@ class OrtEngine:
         options.inter_op_num_threads = 1
         self.version = onnxruntime.__version__
         self.state = CheckpointState.load_checkpoint(str(folder / "checkpoint"))
-        self.module = Module(
-            str(folder / "training_model.onnx"), self.state, str(folder / "eval_model.onnx"), session_options=options
-        )
+        self.module = Module(str(folder / "training_model.onnx"), self.state, session_options=options)
         self.optimizer = Optimizer(str(folder / "optimizer_model.onnx"), self.module)
         self.optimizer.set_learning_rate(0.01)
         channels, height, width = job.shape
