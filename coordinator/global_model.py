@@ -185,31 +185,35 @@ class GlobalModel:
         return cls(layout, layers)
 
 
-def read_layer(shape: LayerShape, layer: DeviceLayer, act_bits: int) -> GlobalLayer:
-    """A device's layer in global units (the paper's W_k).
+def read_params(shape: LayerShape, params: bytes) -> tuple[I64, I64, I64, I64, I64]:
+    """gamma, beta, rm, rv (empty for the classifier) and bias (empty for a convolution) of a parameter blob.
 
     Raises:
-        FormatError: the parameter blob has another length or a value outside its field's range.
+        FormatError: another length, or a value outside its field's range.
     """
-    if len(layer.params) != shape.params_bytes:
-        raise FormatError(
-            f"layer {shape.name}: parameter blob of {len(layer.params)} bytes instead of {shape.params_bytes}"
-        )
-    weights = quantise.dequantise(layer.q, layer.step)
+    if len(params) != shape.params_bytes:
+        raise FormatError(f"layer {shape.name}: parameter blob of {len(params)} bytes instead of {shape.params_bytes}")
     empty = np.zeros(0, np.int64)
     if not shape.is_conv:
-        bias = np.frombuffer(layer.params, "<i4").astype(np.int64)
+        bias = np.frombuffer(params, "<i4").astype(np.int64)
         _check_range(shape, "bias", bias, INT_LIMIT)
-        return GlobalLayer(weights, empty, empty, [], [], bias)
+        return empty, empty, empty, empty, bias
     co = shape.channels
-    gamma, beta, rm = np.frombuffer(layer.params, "<i4", 3 * co).astype(np.int64).reshape(3, co)
-    rv = np.frombuffer(layer.params, "<i8", co, 12 * co)
+    gamma, beta, rm = np.frombuffer(params, "<i4", 3 * co).astype(np.int64).reshape(3, co)
+    rv = np.frombuffer(params, "<i8", co, 12 * co).astype(np.int64)
     _check_range(shape, "gamma", gamma, GAMMA_LIMIT)
     _check_range(shape, "beta", beta, INT_LIMIT)
     if rv.size and (int(rv.min()) < 0 or int(rv.max()) > bn_units.RV_LIMIT):
         raise FormatError(f"layer {shape.name}: running variance out of range")
+    return gamma, beta, rm, rv, empty
+
+
+def read_layer(shape: LayerShape, layer: DeviceLayer, act_bits: int) -> GlobalLayer:
+    """A device's layer in global units (the paper's W_k); FormatError as `read_params`."""
+    gamma, beta, rm, rv, bias = read_params(shape, layer.params)
+    weights = quantise.dequantise(layer.q, layer.step)
     mean, var = bn_units.to_global(shape, layer.bits, act_bits, layer.step, rm.tolist(), rv.tolist())
-    return GlobalLayer(weights, gamma, beta, mean, var, empty)
+    return GlobalLayer(weights, gamma, beta, mean, var, bias)
 
 
 def _check_range(shape: LayerShape, what: str, values: I64, limit: int) -> None:

@@ -72,6 +72,8 @@ class Journal:
     def __init__(self, directory: Path, *, read_only: bool = False) -> None:
         self.path = directory / FILE
         self._lock: int | None = None
+        #: Grows with every transaction: what was read before may be stale when it has changed.
+        self.changes = 0
         try:
             if read_only:
                 if not self.path.is_file():
@@ -118,6 +120,7 @@ class Journal:
             self._db.execute("BEGIN IMMEDIATE")
             yield self
             self._db.execute("COMMIT")
+            self.changes += 1
         except sqlite3.Error as error:
             self._roll_back()
             hint = "free some space; nothing is lost" if "full" in str(error) else ""

@@ -354,8 +354,7 @@ class Machine:
             return [Outgoing(topics.ACK, device, protocol.encode(need))]
         run = self.run
         try:
-            contents = updates.read_contents(run.layout, pending.update.layers, pending.blobs.__getitem__)
-            updates.to_global(run.layout, contents, run.config.act_bits)
+            updates.read_contents(run.layout, pending.update.layers, pending.blobs.__getitem__)
         except RejectionError as error:
             return self._settle(device, row, pending.ref, pending.payload, pending.update, error, b"")
         pack = updates.pack_file(pending.update.layers, pending.blobs)

@@ -45,6 +45,7 @@ class RunState:
     clock: Clock
     traffic: dict[str, list[int]] = field(default_factory=dict)
     _serving: Serving | None = None
+    _round: tuple[int, Row | None] = (-1, None)
 
     @classmethod
     def open(
@@ -104,8 +105,11 @@ class RunState:
     # --- rounds -------------------------------------------------------------------------------------------------
 
     def round_row(self) -> Row | None:
-        """The latest round."""
-        return self.journal.row("SELECT * FROM rounds ORDER BY round DESC LIMIT 1")
+        """The latest round; read again only after a transaction."""
+        changes = self.journal.changes
+        if self._round[0] != changes:
+            self._round = (changes, self.journal.row("SELECT * FROM rounds ORDER BY round DESC LIMIT 1"))
+        return self._round[1]
 
     def assignments(self, round_no: int) -> list[Row]:
         """Everyone selected for a round, by name."""

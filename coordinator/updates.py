@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from fedmpq.coordinator import planes
-from fedmpq.coordinator.global_model import DeviceLayer, GlobalLayer, read_layer
+from fedmpq.coordinator.global_model import DeviceLayer, GlobalLayer, read_layer, read_params
 from fedmpq.coordinator.layout import Layout
 from fedmpq.edge_runtime.protocol import LayerBlobs, PlanMessage, Update
 from fedmpq.errors import FedmpqError, FormatError
@@ -64,7 +64,8 @@ def read_contents(layout: Layout, layers: Sequence[LayerBlobs], blob: Callable[[
     """The integers of a complete update.
 
     Raises:
-        RejectionError: a plane or parameter blob of the wrong length or with values that cannot be.
+        RejectionError: a plane or parameter blob of the wrong length or with values that cannot be ("shape"), or a
+            parameter outside its range ("range").
     """
     found = []
     for shape, layer in zip(layout.layers, layers, strict=True):
@@ -74,19 +75,16 @@ def read_contents(layout: Layout, layers: Sequence[LayerBlobs], blob: Callable[[
             )
         except FormatError as error:
             raise RejectionError("shape", error.message) from None
+        try:
+            read_params(shape, found[-1].params)
+        except FormatError as error:
+            raise RejectionError("range", error.message) from None
     return found
 
 
 def to_global(layout: Layout, layers: Sequence[DeviceLayer], act_bits: int) -> list[GlobalLayer]:
-    """An update in the global model's units.
-
-    Raises:
-        RejectionError: a parameter outside its range.
-    """
-    try:
-        return [read_layer(shape, layer, act_bits) for shape, layer in zip(layout.layers, layers, strict=True)]
-    except FormatError as error:
-        raise RejectionError("range", error.message) from None
+    """An accepted update in the global model's units."""
+    return [read_layer(shape, layer, act_bits) for shape, layer in zip(layout.layers, layers, strict=True)]
 
 
 def pack_file(layers: Sequence[LayerBlobs], blobs: Mapping[str, bytes]) -> bytes:
