@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from fedmpq.edge_runtime import faults
 from fedmpq.errors import HashError, StateError
 
 
@@ -48,14 +49,20 @@ class BlobStore:
             handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".new-")
             try:
                 with os.fdopen(handle, "wb") as out:
-                    out.write(data)
-                    out.flush()
+                    faults.point("blob:created")
+                    for part in faults.split(data):
+                        out.write(part)
+                        out.flush()
+                        faults.point("blob:half")
                     os.fsync(out.fileno())
+                faults.point("blob:synced")
                 Path(temporary).replace(target)
+                faults.point("blob:renamed")
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise
             _sync_directory(target.parent)
+            faults.point("blob:stored")
         except OSError as error:
             hint = "free some space; nothing is lost" if error.errno == errno.ENOSPC else ""
             raise StateError(f"cannot write blob {sha256[:12]} under {self.root}: {error.strerror}", hint) from None
@@ -89,6 +96,7 @@ class BlobStore:
             for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
                 if entry.name not in wanted:
                     entry.unlink(missing_ok=True)
+                    faults.point("blob:removed")
                     removed += 1
         return removed
 

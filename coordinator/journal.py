@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedmpq.edge_runtime import faults
 from fedmpq.errors import StateError
 
 SCHEMA_VERSION = 1
@@ -72,6 +73,7 @@ class Journal:
     def __init__(self, directory: Path, *, read_only: bool = False) -> None:
         self.path = directory / FILE
         self._lock: int | None = None
+        self._of = "other"
         #: Grows with every transaction: what was read before may be stale when it has changed.
         self.changes = 0
         try:
@@ -114,13 +116,17 @@ class Journal:
             self._lock = None
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[Journal]:
-        """All writes inside happen together or not at all."""
+    def transaction(self, of: str = "other") -> Iterator[Journal]:
+        """All writes inside happen together or not at all. `of` names the transition, for the fault points."""
         try:
+            faults.point(f"{of}:begin")
             self._db.execute("BEGIN IMMEDIATE")
+            self._of = of
             yield self
+            faults.point(f"{of}:written")
             self._db.execute("COMMIT")
             self.changes += 1
+            faults.point(f"{of}:committed")
         except sqlite3.Error as error:
             self._roll_back()
             hint = "free some space; nothing is lost" if "full" in str(error) else ""
@@ -145,6 +151,7 @@ class Journal:
     def write(self, statement: str, *arguments: object) -> None:
         """One INSERT, UPDATE or DELETE; lists and dicts go in as JSON."""
         self._db.execute(statement, [_stored(value) for value in arguments])
+        faults.point(f"{self._of}:statement")
 
     def set_fields(self, table: str, keys: Row, fields: Row) -> None:
         """UPDATE `table` SET fields WHERE keys; names come from our own code only."""

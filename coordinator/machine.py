@@ -45,7 +45,7 @@ class Machine:
         self.evaluator = evaluator
         self._pending: dict[str, Pending] = {}
         self._announced: bytes = b""
-        with run.journal.transaction() as journal:
+        with run.journal.transaction("start") as journal:
             seq = int(journal.meta("seq") or 0) + 1
             journal.set_meta("seq", str(seq))
             # Nobody is known to be here until the broker hands out the births again.
@@ -176,7 +176,7 @@ class Machine:
             else:
                 raise ProtocolError(f"{kind}: a {type(message).__name__} is not for the coordinator")
         except ProtocolError as error:
-            with run.journal.transaction() as journal:
+            with run.journal.transaction("malformed") as journal:
                 journal.event(run.clock(), "malformed", 0, device, error.message[:400])
             return []
         for message_out in out:
@@ -191,7 +191,7 @@ class Machine:
         row = run.device(device)
         if row is not None and not state.online and row["bd_seq"] != state.bd_seq:
             return []  # the will of an earlier life
-        with run.journal.transaction() as journal:
+        with run.journal.transaction("state") as journal:
             if row is None:
                 journal.add_row("devices", {"device": device})
             fields = {"online": int(state.online), "bd_seq": state.bd_seq, "version": state.version}
@@ -231,7 +231,7 @@ class Machine:
             fields["planned_bytes"] = verdict.allotment.planned_bytes + verdict.extra_bytes
         known = run.device(device)
         ref = protocol.digest(payload)
-        with run.journal.transaction() as journal:
+        with run.journal.transaction("profile") as journal:
             if known is None:
                 journal.add_row("devices", {"device": device})
             journal.set_fields("devices", {"device": device}, fields)
@@ -282,7 +282,7 @@ class Machine:
         detail = refusal.detail
         if refusal.reason == "memory":
             detail = f"{refusal.planned_bytes} bytes planned, {refusal.limit_bytes} allowed; {detail}".rstrip("; ")
-        with run.journal.transaction() as journal:
+        with run.journal.transaction("refusal") as journal:
             journal.set_fields(
                 "assignments",
                 {"round": row["round"], "device": device},
@@ -296,7 +296,7 @@ class Machine:
         """A device that cannot take part at all: wrong data, or a program its core does not read."""
         run = self.run
         fields: Row = {"admission": "refused", "reason": refusal.reason or "refused", "detail": refusal.detail}
-        with run.journal.transaction() as journal:
+        with run.journal.transaction("complaint") as journal:
             if run.device(device) is None:
                 journal.add_row("devices", {"device": device})
             journal.set_fields("devices", {"device": device}, fields)
@@ -344,7 +344,7 @@ class Machine:
             if not pending.add(chunk):
                 return []
         except HashError as error:
-            with self.run.journal.transaction() as journal:
+            with self.run.journal.transaction("damaged") as journal:
                 journal.event(self.run.clock(), "damaged", row["round"], device, error.message)
         return self._need_or_settle(device, row, pending)
 
@@ -391,7 +391,7 @@ class Machine:
             fields["final_bits"] = [layer.bits for layer in update.layers]
         assignment = run.assignment(row["round"], device)
         assert assignment is not None
-        with run.journal.transaction() as journal:
+        with run.journal.transaction("verdict") as journal:
             journal.set_fields("assignments", key, fields)
             if problem is None:
                 fallen = [a - layer.bits for a, layer in zip(assignment["bits"], update.layers, strict=True)]
@@ -426,7 +426,7 @@ class Machine:
         return row, assignment, None
 
     def _note_verdict(self, round_no: int, device: str, ref: str, reason: str, detail: str) -> None:
-        with self.run.journal.transaction() as journal:
+        with self.run.journal.transaction("refused-update") as journal:
             journal.verdict(self.run.clock(), round_no, device, "update", ref, f"rejected:{reason}", detail)
 
     def _start_blobs(self, row: Row, assignment: Row) -> dict[str, bytes]:

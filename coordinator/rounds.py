@@ -52,7 +52,7 @@ def select(run: RunState, previous: Row | None) -> bool:
     drawn = sorted(present, key=lambda row: _draw(config.seed, number, row["device"]))[:asked]
     base = run.journal.meta("model") if previous is None else previous["next_model"]
     mean_bits = mean_bits_of(previous)
-    with run.journal.transaction() as journal:
+    with run.journal.transaction("select") as journal:
         journal.add_row(
             "rounds",
             {
@@ -95,7 +95,7 @@ def configure(run: RunState, row: Row) -> None:
     raw = {name: _raw_weight(config.weighting, samples[name], a.budget16) for name, a in chosen.items()}
     shift = aggregate.weight_shift(raw.values())
     deadline = now + config.deadline_s
-    with run.journal.transaction() as journal:
+    with run.journal.transaction("configure") as journal:
         for name, problem in refused.items():
             fields: Row = {"state": "refused", "reason": "budget", "detail": problem}
             journal.set_fields("assignments", {"round": row["round"], "device": name}, fields)
@@ -175,7 +175,7 @@ def may_close(run: RunState, row: Row) -> bool:
             f"round {row['round']}: {accepted} of {row['quorum']} updates needed came by the last deadline",
             "see `fedmpq coordinator devices`; start again to continue",
         )
-    with run.journal.transaction() as journal:
+    with run.journal.transaction("extend") as journal:
         journal.set_fields(
             "rounds",
             {"round": row["round"]},
@@ -188,7 +188,7 @@ def may_close(run: RunState, row: Row) -> bool:
 def close(run: RunState, row: Row) -> None:
     """Freezes the set of updates that count."""
     now = run.clock()
-    with run.journal.transaction() as journal:
+    with run.journal.transaction("close") as journal:
         for assignment in run.assignments(row["round"]):
             key = {"round": row["round"], "device": assignment["device"]}
             up, down = run.traffic.get(assignment["device"], (assignment["bytes_up"], assignment["bytes_down"]))
@@ -208,7 +208,7 @@ def aggregate_round(run: RunState, row: Row) -> None:
         if assignment["state"] == "accepted":
             add_update(run, total, assignment, row)
     model = run.blobs.put(total.finish(serving.model, pooled_variance=run.config.pooled_variance).to_bytes())
-    with run.journal.transaction() as journal:
+    with run.journal.transaction("aggregate") as journal:
         journal.set_fields(
             "rounds",
             {"round": row["round"]},
@@ -249,7 +249,7 @@ def adjust(run: RunState, row: Row) -> None:
         fields: Row = {"bits": list(allotment.bits), "budget16": allotment.budget16}
         fields["planned_bytes"] = allotment.planned_bytes + device["extra_bytes"]
         changes.append((device["device"], fields))
-    with run.journal.transaction() as journal:
+    with run.journal.transaction("adjust") as journal:
         for name, values in changes:
             journal.set_fields("devices", {"device": name}, values)
         journal.set_fields("rounds", {"round": row["round"]}, {"phase": "evaluate"})
@@ -267,14 +267,14 @@ def evaluate(run: RunState, row: Row, evaluator: Evaluator | None) -> None:
                 if assignment["bits"]:
                     targets.setdefault(f"{assignment['budget16'] / 16:g}", ints(assignment["bits"]))
         metrics = evaluator(run.model(row["next_model"]), targets)
-    with run.journal.transaction() as journal:
+    with run.journal.transaction("evaluate") as journal:
         journal.set_fields("rounds", {"round": row["round"]}, {"phase": "commit", "metrics": metrics or {}})
 
 
 def commit(run: RunState, row: Row) -> None:
     """Ends the round: its result becomes the model of the run."""
     now = run.clock()
-    with run.journal.transaction() as journal:
+    with run.journal.transaction("commit") as journal:
         journal.set_meta("model", row["next_model"])
         journal.set_fields("rounds", {"round": row["round"]}, {"phase": "done", "committed_at": now})
         journal.event(now, "committed", row["round"])

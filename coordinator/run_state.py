@@ -83,7 +83,7 @@ class RunState:
             if known is None:
                 blobs.put(program)
                 model = blobs.put(initial().to_bytes())
-                with journal.transaction():
+                with journal.transaction("new-run"):
                     journal.set_meta("config", json.dumps(config.to_dict(), sort_keys=True))
                     journal.set_meta("model", model)
                     journal.set_meta("thetas", json.dumps(layout.thetas))

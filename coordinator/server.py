@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 from fedmpq.coordinator.machine import Machine, Outgoing
+from fedmpq.edge_runtime import faults
 from fedmpq.edge_runtime.topics import Topics
 from fedmpq.edge_runtime.transport import Connected, Disconnected, Incoming, Transport, Will
 from fedmpq.errors import NetworkError, ProtocolError
@@ -61,6 +62,7 @@ class Server:
                 topic = self.topics.prefix + message.kind
             else:
                 topic = self.topics.device(message.device, message.kind)
+            faults.point("message:sending")
             self.transport.publish(topic, message.payload, retain=message.retain)
 
     def close(self) -> None:
@@ -70,6 +72,7 @@ class Server:
         self.transport.close()
 
     def _receive(self, event: Incoming) -> None:
+        faults.point("message:received")
         try:
             route = self.topics.parse(event.topic)
         except ProtocolError as error:

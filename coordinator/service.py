@@ -149,7 +149,7 @@ class Service:
             try:
                 self.server.step()
             except RoundError as error:
-                with self.run.journal.transaction() as journal:
+                with self.run.journal.transaction("failed") as journal:
                     journal.event(self.run.clock(), "failed", 0, detail=error.message)
                 raise
             now = time.monotonic()

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, Final
 
 import fedmpq
-from fedmpq.edge_runtime import topics
+from fedmpq.edge_runtime import faults, topics
 from fedmpq.edge_runtime.assignment import Assignment, printable
 from fedmpq.edge_runtime.backoff import Backoff
 from fedmpq.edge_runtime.chunks import Chunk, chunk_count, encode_chunk, indices_of
@@ -184,6 +184,7 @@ class Agent:
     # --- messages -----------------------------------------------------------------------------------------------
 
     def _receive(self, event: Incoming) -> None:
+        faults.point("device-message:received")
         try:
             route = self._topics.parse(event.topic)
             if route.device not in (None, self.options.device):
@@ -423,6 +424,7 @@ class Agent:
         self._send(kind, encode(message), retain=retain)
 
     def _send(self, kind: str, payload: bytes, *, retain: bool = False) -> None:
+        faults.point("device-message:sending")
         self._transport.publish(self._own(kind), payload, retain=retain)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
-from fedmpq.edge_runtime import memory
+from fedmpq.edge_runtime import faults, memory
 from fedmpq.edge_runtime.fetch import Fetch
 from fedmpq.edge_runtime.profile import Limits
 from fedmpq.edge_runtime.protocol import PlanMessage, Refusal, Update, encode
@@ -99,6 +99,7 @@ class Assignment:
             progress = next(self._steps, None)
             if progress is not None:
                 self.progress = progress
+                faults.point("training:step")
                 return True
             self._answer()
         except _BlobGoneError:  # a blob was damaged on the disk: fetch it again
@@ -125,6 +126,7 @@ class Assignment:
         load_layers(self._core, self._session, self.plan, self._blob)
         self.progress = Progress()
         self._steps = train_local(self._core, self._session, self.plan, self._samples)
+        faults.point("training:begun")
         log.info("round %d: training at %s bits", self.plan.round, _bits(self.plan.bits))
 
     def _answer(self) -> None:
@@ -146,8 +148,10 @@ class Assignment:
             train_ms=int((monotonic() - self._began) * 1000),
             layers=tuple(layer.reference() for layer in layers),
         )
+        faults.point("training:finished")
         self._store.update(update=encode(update), settled=False)
         self.trained = True
+        faults.point("training:stored")
         log.info("round %d: trained %d steps", self.plan.round, self.progress.steps)
         self.close()
 

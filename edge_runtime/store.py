@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Final, Self
 
-from fedmpq.edge_runtime import topics
+from fedmpq.edge_runtime import faults, topics
 from fedmpq.edge_runtime.schema import (
     U32,
     Bool,
@@ -164,6 +164,7 @@ class Store:
         for path in (self.directory / "blobs").iterdir():
             if path.name not in keep:
                 path.unlink(missing_ok=True)
+                faults.point("device-blob:removed")
 
     def close(self) -> None:
         """Release the lock."""
@@ -196,13 +197,19 @@ class Store:
 
     def _replace(self, path: Path, data: bytes, durable: bool = True) -> None:
         temporary = path.with_name(f".{path.name}.new")
+        of = "device-blob" if path.parent.name == "blobs" else "device-state"
         try:
             with temporary.open("wb") as file:
-                file.write(data)
-                if durable:
+                faults.point(f"{of}:created")
+                for part in faults.split(data):
+                    file.write(part)
                     file.flush()
+                    faults.point(f"{of}:half")
+                if durable:
                     os.fsync(file.fileno())
+            faults.point(f"{of}:synced")
             temporary.replace(path)
+            faults.point(f"{of}:renamed")
             if not durable:
                 return
             folder = os.open(path.parent, os.O_RDONLY)
