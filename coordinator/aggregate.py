@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from fedmpq.coordinator import quantise
-from fedmpq.coordinator.fixed import I64, rdiv, rdiv_array
+from fedmpq.coordinator.fixed import I64, rdiv, rdiv_array, shifted_array
 from fedmpq.coordinator.global_model import GlobalLayer, GlobalModel
 from fedmpq.coordinator.layout import Layout
 from fedmpq.errors import FormatError, RoundError
@@ -138,21 +138,34 @@ class PartialSum:
         """round(n-bar) of eq. 15, per layer, within 1..8."""
         return [max(1, min(8, rdiv(total, self.weight))) for total in self.bits]
 
-    def finish(self, base: GlobalModel, *, pooled_variance: bool = False) -> GlobalModel:
+    def finish(
+        self,
+        base: GlobalModel,
+        *,
+        pooled_variance: bool = False,
+        before: GlobalModel | None = None,
+        momentum_q15: int = 0,
+    ) -> GlobalModel:
         """The next global model: the one division of eq. 15.
 
         Args:
             base: the round's global model; mode "changes" adds to it.
             pooled_variance: running variance of the pooled population (mean of variances plus variance of means)
                 instead of the mean of variances.
+            before: the global model of the round before, None in the first.
+            momentum_q15: server momentum in 2**-15: the weights also go on by this share of their last movement
+                (FedAvgM, Hsu et al. 2019). The movement is the difference of two models, so no other state is kept.
         """
         if self.clients == 0:
             return base
         layers = []
-        for total, old, squares in zip(self.layers, base.layers, self.squares, strict=True):
+        last = None if before is None or momentum_q15 == 0 else before.layers
+        for index, (total, old, squares) in enumerate(zip(self.layers, base.layers, self.squares, strict=True)):
             weights = rdiv_array(total.weights, self.weight)
             if self.mode == "changes":
                 weights = weights + old.weights
+            if last is not None:
+                weights = weights + shifted_array((old.weights - last[index].weights) * momentum_q15, -15)
             mean = [rdiv(value, self.weight) for value in total.mean]
             var = [rdiv(value, self.weight) for value in total.var]
             if pooled_variance:

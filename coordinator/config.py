@@ -49,6 +49,7 @@ class RunConfig:
         scale: server's scale, "max" (eq. 14) or "mse".
         rounding: server's rounding, "nearest" or unbiased "stochastic".
         aggregation: "models" (eq. 15) or "changes".
+        server_momentum_q15: share of the global weights' last movement that is added to the next, in 2**-15 (0: none).
         weighting: client weights, "samples-bits" (eq. 15) or "samples".
         pooled_variance: whether running variances are pooled over clients (aggregate.PartialSum.finish).
         eval_bits: uniform bit-width at which the global model is judged.
@@ -88,6 +89,7 @@ class RunConfig:
     scale: str = "mse"
     rounding: str = "nearest"
     aggregation: str = "changes"
+    server_momentum_q15: int = 0
     weighting: str = "samples-bits"
     pooled_variance: bool = False
     eval_bits: int = 8
@@ -177,6 +179,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "micro_batch": (1, 4096),
     "guard": (0, 8),
     "momentum_q15": (0, 32767),
+    "server_momentum_q15": (0, 32767),
     "lr": (0, 1024),
     "lr_final": (0, 1024),
     "weight_decay": (0, 1),

@@ -7,6 +7,7 @@ bits) are derived from here (`layer_state`) and a device's layer states are read
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -135,6 +136,19 @@ class GlobalModel:
                 error = fixed.shifted_array(layer.weights - back, -16)
                 row.append((int((error * error).sum()) << 32) // energy)
             table.append(row)
+        return table
+
+    def step_table(self, scale: str) -> list[list[int]]:
+        """Per layer the step at 0..8 bits over the root mean square, in 2**-32 (index 0: twice 1 bit)."""
+        table = []
+        for layer in self.layers:
+            coarse = fixed.shifted_array(layer.weights, -16)
+            root = max(1, math.isqrt((int((coarse * coarse).sum()) << 32) // max(1, coarse.size)))
+            row = []
+            for bits in range(1, 9):
+                full = quantise.full_range(layer.weights, bits, "mse" if scale == "mse" else "max")
+                row.append((full << 32) // (root * ((1 << bits) - 1)))
+            table.append([2 * row[0], *row])
         return table
 
     def to_bytes(self) -> bytes:

@@ -32,8 +32,8 @@ class Situation:
         mean_bits: the fleet's round(n-bar) per layer (eq. 15).
         budget16: the client's average bit-width b_k in sixteenths.
         fallen: per layer, by how many bits this client's last local training lowered it (Delta_l).
-        noise: per layer, relative squared quantisation error at 0..8 bits in 2**-32 (index 0: no planes, 1.0), times
-            the layer's sensitivity; empty if the policy does not need it.
+        noise: per layer, the noise at 0..8 bits in 2**-32 by the policy's own measure (TABLES), times the layer's
+            sensitivity; empty if the policy does not need it.
     """
 
     thetas: Sequence[int]
@@ -119,6 +119,16 @@ def balanced(situation: Situation) -> Bits:
     return noise(blank)
 
 
+def walk(situation: Situation) -> Bits:
+    """`balanced` for the noise that training itself makes.
+
+    A stochastically rounded update moves a weight by whole steps: after T updates of mean size u the weight has done a
+    random walk of variance T * u * step. That falls by 2 with every bit, not by 4 as the error of rounding once does,
+    so small layers get more bits than `balanced` gives them.
+    """
+    return balanced(situation)
+
+
 def uniform(situation: Situation) -> Bits:
     """AQFL: every layer at floor(b_k)."""
     return (max(1, min(MAX_BITS, situation.budget16 // UNIT)),) * len(situation.thetas)
@@ -134,9 +144,14 @@ POLICIES: dict[str, Policy] = {
     "even": even,
     "noise": noise,
     "balanced": balanced,
+    "walk": walk,
     "uniform": uniform,
     "eight": eight,
 }
+
+
+#: What the noise table of a policy holds: the squared error of rounding once, or the step (see `walk`).
+TABLES = {"noise": "error", "balanced": "error", "walk": "step"}
 
 
 def by_name(name: str) -> Policy:

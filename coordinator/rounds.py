@@ -207,7 +207,18 @@ def aggregate_round(run: RunState, row: Row) -> None:
     for assignment in run.assignments(row["round"]):
         if assignment["state"] == "accepted":
             add_update(run, total, assignment, row)
-    model = run.blobs.put(total.finish(serving.model, pooled_variance=run.config.pooled_variance).to_bytes())
+    config = run.config
+    before = None
+    if config.server_momentum_q15 and row["round"] > 1:
+        last = run.journal.row("SELECT base_model FROM rounds WHERE round=?", row["round"] - 1)
+        before = run.model(last["base_model"]) if last else None
+    merged = total.finish(
+        serving.model,
+        pooled_variance=config.pooled_variance,
+        before=before,
+        momentum_q15=config.server_momentum_q15,
+    )
+    model = run.blobs.put(merged.to_bytes())
     with run.journal.transaction("aggregate") as journal:
         journal.set_fields(
             "rounds",

@@ -14,6 +14,7 @@ from fedmpq.coordinator.config import RunConfig
 from fedmpq.coordinator.global_model import GlobalModel
 from fedmpq.coordinator.journal import Journal, Row, ints
 from fedmpq.coordinator.layout import Layout
+from fedmpq.coordinator.policy import TABLES
 from fedmpq.coordinator.serving import Serving
 from fedmpq.errors import ConfigError, StateError
 
@@ -138,9 +139,11 @@ class RunState:
     def allotter(self, row: Row | None) -> Allotter:
         """The policy, with the quantisation noise of a round's model where it needs it."""
         noise: list[list[int]] = []
-        if self.config.policy in {"noise", "balanced"}:
-            sha256 = row["base_model"] if row is not None else self.journal.meta("model") or ""
-            noise = self.model(sha256).noise_table(self.config.scale)
+        kind = TABLES.get(self.config.policy)
+        if kind is not None:
+            model = self.model(row["base_model"] if row is not None else self.journal.meta("model") or "")
+            table = model.noise_table if kind == "error" else model.step_table
+            noise = table(self.config.scale)
         return Allotter(self.config.policy, self.layout.thetas, self.plan_bytes, noise)
 
     def count(self, device: str, up: int = 0, down: int = 0) -> None:

@@ -1,4 +1,7 @@
-"""FPQ8: every layer at 8 bits on every device, 8-bit activations; devices without the memory are left out."""
+"""FPQ8: every layer at 8 bits on every device, 8-bit activations; devices without the memory are left out.
+
+Everyone has the same bits, so clients count by their images alone.
+"""
 
 from __future__ import annotations
 
@@ -11,4 +14,5 @@ DEFAULT: dict[str, Any] = {
     "prune_density": 0.0,
     "scale": "max",
     "aggregation": "models",
+    "weighting": "samples",
 }
