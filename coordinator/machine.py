@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 from fedmpq.coordinator import admission, rounds, updates
 from fedmpq.coordinator.inbox import Pending
@@ -29,8 +30,24 @@ class Outgoing:
     retain: bool = False
 
 
+class Phases(Protocol):
+    """The transitions of a round that depend on what devices train; `rounds` has those of integer training."""
+
+    def configure(self, run: RunState, row: Row) -> None:
+        """Plans, weights, deadline."""
+
+    def aggregate_round(self, run: RunState, row: Row) -> None:
+        """The next global model from the accepted updates."""
+
+    def adjust(self, run: RunState, row: Row) -> None:
+        """What the devices shall do next."""
+
+    def evaluate(self, run: RunState, row: Row, evaluator: Evaluator | None) -> None:
+        """The new model on the test shard."""
+
+
 class Machine:
-    """One coordinator.
+    """One coordinator of a run in integers; `float_machine.FloatMachine` is the one for full precision.
 
     Args:
         run: the run's state, newly opened.
@@ -38,7 +55,10 @@ class Machine:
 
     Attributes:
         finished: whether all rounds are committed.
+        phases: what `configure`, `aggregate_round`, `adjust` and `evaluate` do in this kind of run.
     """
+
+    phases: ClassVar[Phases] = rounds
 
     def __init__(self, run: RunState, evaluator: Evaluator | None = None) -> None:
         self.run = run
@@ -75,9 +95,12 @@ class Machine:
 
     def coord_state(self, *, online: bool) -> bytes:
         """The coordinator's retained state, or (offline) its will."""
-        run = self.run
-        job = protocol.Job(run.layout.program, len(run.program), run.config.settings)
-        return protocol.encode(protocol.CoordState(run.config.run, online, self.seq, job if online else None))
+        job = self._job() if online else None
+        return protocol.encode(protocol.CoordState(self.run.config.run, online, self.seq, job))
+
+    def _job(self) -> protocol.Job | protocol.FloatJob:
+        """What the fleet is asked to train."""
+        return protocol.Job(self.run.layout.program, len(self.run.program), self.run.config.settings)
 
     def tick(self) -> list[Outgoing]:
         """Moves the round on as far as it goes now."""
@@ -106,18 +129,18 @@ class Machine:
             else:
                 assert row is not None
                 if phase == "configure":
-                    rounds.configure(run, row)
+                    self.phases.configure(run, row)
                 elif phase == "collect":
                     if not rounds.may_close(run, row):
                         return
                     rounds.close(run, row)
                     self._pending.clear()
                 elif phase == "aggregate":
-                    rounds.aggregate_round(run, row)
+                    self.phases.aggregate_round(run, row)
                 elif phase == "adjust":
-                    rounds.adjust(run, row)
+                    self.phases.adjust(run, row)
                 elif phase == "evaluate":
-                    rounds.evaluate(run, row, self.evaluator)
+                    self.phases.evaluate(run, row, self.evaluator)
                 else:
                     rounds.commit(run, row)
             now = run.round_row()
@@ -143,6 +166,12 @@ class Machine:
             return []
         self._announced = payload
         return [Outgoing(topics.ROUND, None, payload, retain=True)]
+
+    def note_refused(self, device: str, reason: str, detail: str) -> None:
+        """Journals that a message was turned away unread."""
+        row = self.run.round_row()
+        with self.run.journal.transaction() as journal:
+            journal.event(self.run.clock(), "refused", row["round"] if row else 0, device, f"{reason}: {detail}"[:400])
 
     # --- what devices say -------------------------------------------------------------------------------------------
 
@@ -174,7 +203,7 @@ class Machine:
             elif isinstance(message, protocol.Chunk):
                 out = self._chunk(device, message)
             else:
-                raise ProtocolError(f"{kind}: a {type(message).__name__} is not for the coordinator")
+                out = self._other(kind, device, message, payload)
         except ProtocolError as error:
             with run.journal.transaction("malformed") as journal:
                 journal.event(run.clock(), "malformed", 0, device, error.message[:400])
@@ -183,6 +212,10 @@ class Machine:
             if message_out.device is not None:
                 run.count(message_out.device, down=len(message_out.payload))
         return out
+
+    def _other(self, kind: str, device: str, message: protocol.Message, payload: bytes) -> list[Outgoing]:
+        """A message that this kind of run has no use for."""
+        raise ProtocolError(f"{kind}: a {type(message).__name__} is not for this coordinator")
 
     def _state(self, device: str, state: protocol.DeviceState) -> list[Outgoing]:
         if state.device != device:

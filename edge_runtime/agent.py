@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import fedmpq
 from fedmpq.edge_runtime import faults, topics
@@ -27,10 +27,14 @@ from fedmpq.edge_runtime.protocol import (
     Control,
     CoordState,
     DeviceState,
+    FloatJob,
+    FloatPlan,
+    FloatProfile,
     Job,
     Message,
     Need,
     PlanMessage,
+    Profile,
     Refusal,
     Request,
     RoundState,
@@ -42,7 +46,7 @@ from fedmpq.edge_runtime.protocol import (
 from fedmpq.edge_runtime.store import Store
 from fedmpq.edge_runtime.trainer import Samples, check_samples
 from fedmpq.edge_runtime.transport import Connected, Disconnected, Event, Incoming, Transport, Will
-from fedmpq.errors import DataError, FedmpqError, NetworkError, ProtocolError
+from fedmpq.errors import ConfigError, DataError, FedmpqError, NetworkError, ProtocolError
 
 log = logging.getLogger("fedmpq.device")
 
@@ -52,6 +56,11 @@ MOST_S: Final = 60.0
 #: Requests for the plan of a round that did not come; then the device is taken as not selected.
 PLAN_REQUESTS: Final = 6
 _NO_PLAN: Final = "0" * 64
+#: What a device says to a run that its engine cannot train.
+_OTHER_ENGINE: Final[dict[type[Job | FloatJob], str]] = {
+    FloatJob: "this run trains in full precision: start the device with --engine ort-training",
+    Job: "this run trains in integers: start the device without --engine ort-training",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +207,7 @@ class Agent:
             self._on_coordinator(message)
         elif isinstance(message, RoundState):
             self._on_round(message)
-        elif isinstance(message, PlanMessage):
+        elif isinstance(message, PlanMessage | FloatPlan):
             self._on_plan(message, payload)
         elif isinstance(message, Chunk):
             self._on_chunk(message)
@@ -234,9 +243,9 @@ class Agent:
             log.info("round %d is over for this device", self.assignment.plan.round)
             self._drop()
 
-    def _on_plan(self, plan: PlanMessage, payload: bytes) -> None:
+    def _on_plan(self, plan: PlanMessage | FloatPlan, payload: bytes) -> None:
         known = self._plan
-        if self._coord is not None and plan.run != self._coord.run:
+        if not isinstance(plan, self.plan_type) or (self._coord is not None and plan.run != self._coord.run):
             return
         if known is not None and known.run == plan.run:
             if plan.round < known.round:
@@ -248,9 +257,8 @@ class Agent:
             if plan.identity == known.identity:
                 return
         self._drop()
-        keep = {plan.program, *(blob for layer in plan.layers for blob in layer.blobs)}
         self._store.update(plan=payload, update=None, settled=False)
-        self._store.keep_only(keep)
+        self._store.keep_only(self._blobs_of(plan))
         self._plan = plan
 
     def _on_chunk(self, chunk: Chunk) -> None:
@@ -301,12 +309,17 @@ class Agent:
 
     # --- steps of tick ------------------------------------------------------------------------------------------
 
-    def _pull_program(self, job: Job) -> float:
+    def _pull_program(self, job: Job | FloatJob) -> float:
+        if not isinstance(job, self.job_type):
+            error = ConfigError(f"device {self.options.device}: {_OTHER_ENGINE[type(job)]}")
+            self._complain("engine", error.message)
+            raise error
+        program, size = (job.program, job.program_size) if isinstance(job, Job) else (job.bundle, job.bundle_size)
         if self._program_fetch is None:
-            self._program_fetch = Fetch(self._store, {job.program: job.program_size})
+            self._program_fetch = Fetch(self._store, {program: size})
         if not self._program_fetch.done:
             return self._ask("program", self._program_fetch, 0)
-        data = self._store.get(job.program)
+        data = self._store.get(program)
         if data is None:
             self._program_fetch = None
             return 0.0
@@ -322,20 +335,10 @@ class Agent:
         return 0.0
 
     def _measure(self, coord: CoordState) -> None:
-        assert coord.job is not None
-        profile = make_profile(
-            self._core,
-            self.options.device,
-            coord.run,
-            self._store.directory / "blobs" / coord.job.program,
-            coord.job.settings,
-            self._samples.count,
-            self.options.limits,
-            self._trials,
-        )
+        profile = self._make_profile(coord)
         self._profile = encode(profile)
         self._timer["profile"].reset()
-        log.info("arena budget %d bytes (%s)", profile.budget_bytes, profile.limit_source)
+        log.info("memory for training %d bytes (%s)", profile.budget_bytes, profile.limit_source)
 
     def _advance(self) -> float:
         """The round: start or go on with the plan, answer it, or ask for one."""
@@ -344,9 +347,7 @@ class Agent:
             if record.update is not None:
                 return MOST_S if record.settled else self._repeat("answer", topics.UPDATE, record.update)
             if self.assignment is None:
-                self.assignment = Assignment(
-                    self._plan, self._core, self._program, self._store, self._samples, self.options.limits
-                )
+                self.assignment = self._assign(self._plan)
                 self._timer["blobs"].reset()
                 self.assignment.start()
                 if self._answered():
@@ -376,9 +377,34 @@ class Agent:
             self._send(kind, payload)
         return timer.left(self._clock())
 
+    # --- what depends on the engine (`ort.agent.FloatAgent` has the other one) -----------------------------------
+
+    job_type: ClassVar[type[Job | FloatJob]] = Job
+    plan_type: ClassVar[type[PlanMessage | FloatPlan]] = PlanMessage
+
+    def _make_profile(self, coord: CoordState) -> Profile | FloatProfile:
+        assert isinstance(coord.job, Job)
+        return make_profile(
+            self._core,
+            self.options.device,
+            coord.run,
+            self._store.directory / "blobs" / coord.job.program,
+            coord.job.settings,
+            self._samples.count,
+            self.options.limits,
+            self._trials,
+        )
+
+    def _blobs_of(self, plan: Any) -> set[str]:
+        """The blobs a plan names."""
+        return {plan.program, *(blob for layer in plan.layers for blob in layer.blobs)}
+
+    def _assign(self, plan: Any) -> Assignment:
+        return Assignment(plan, self._core, self._program, self._store, self._samples, self.options.limits)
+
     # --- small things -------------------------------------------------------------------------------------------
 
-    def _restored_plan(self) -> PlanMessage | None:
+    def _restored_plan(self) -> PlanMessage | FloatPlan | None:
         """The plan in the store, if this version still reads it."""
         payload = self._store.record.plan
         if payload is None:
@@ -388,10 +414,12 @@ class Agent:
         except ProtocolError as error:
             log.warning("the stored plan is dropped: %s", error)
             return None
-        assert isinstance(plan, PlanMessage)
-        return plan
+        if not isinstance(plan, self.plan_type):
+            log.warning("the stored plan is dropped: it is for another engine")
+            return None
+        return plan  # type: ignore[return-value]
 
-    def _active(self, plan: PlanMessage) -> bool:
+    def _active(self, plan: PlanMessage | FloatPlan) -> bool:
         state = self._round
         return state is not None and state.phase == "collect" and (state.run, state.round) == (plan.run, plan.round)
 

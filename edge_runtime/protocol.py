@@ -1,8 +1,11 @@
-"""The messages between devices and coordinator, version 1: one dataclass each, every field checked both ways.
+"""The messages between devices and coordinator: one dataclass each, every field checked both ways.
 
 Control messages are canonical JSON objects with ``v`` and ``type`` beside the fields; blobs travel as binary chunks
 (`chunks`). `decode` takes the kind of the topic a message came on and refuses types that do not belong there.
 docs/protocol.md tells the order of messages.
+
+Version 1 is integer training. Version 2 adds full-precision runs (`FloatJob` and the Float… messages); whatever
+version 1 knows is still sent as version 1, byte for byte.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from fedmpq.edge_runtime.schema import (
     Int,
     List,
     Nested,
+    OneOf,
     Opt,
     Str,
     dump_json,
@@ -33,6 +37,7 @@ from fedmpq.edge_runtime.schema import parse_json as _parse_json
 from fedmpq.errors import ProtocolError
 
 VERSION: Final = 1
+FLOAT_VERSION: Final = 2
 #: Bytes of the largest payload either side sends: below what AWS IoT (128 KB) lets through.
 MAX_MESSAGE: Final = 96 * 1024
 MAX_LAYERS: Final = 64
@@ -53,6 +58,10 @@ _BYTES = Int(0, U53)
 _MILLISECONDS = Int(0, U53)
 _U32 = Int(0, U32)
 _BITS = Int(1, MAX_BITS)
+_BLOB_SIZE = Int(1, MAX_BLOB)
+_LIMIT_SOURCE = Choice(("option", "cgroup-v2", "cgroup-v1", "available", "address-space"))
+#: What a full-precision client does to its change before it sends it (`edge_runtime.ort.coding`).
+METHODS: Final = ("fedavg", "fedpaq", "fedpaq8", "uveqfed", "uveqfed4")
 
 FxPair: TypeAlias = tuple[int, int]
 
@@ -82,6 +91,16 @@ class Job:
     program: Annotated[str, _HASH]
     program_size: Annotated[int, Int(128, 64 + 64 * MAX_LAYERS)]
     settings: Annotated[Settings, Nested(Settings)]
+
+
+@dataclass(frozen=True, slots=True)
+class FloatJob:
+    """What a full-precision run trains: a bundle of ONNX Runtime training files, whose state has `values` floats."""
+
+    bundle: Annotated[str, _HASH]
+    bundle_size: Annotated[int, _BLOB_SIZE]
+    values: Annotated[int, Int(1, MAX_BLOB // 4)]
+    batch: Annotated[int, Int(1, 4096)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +154,7 @@ class CoordState:
     run: Annotated[str, _NAME]
     online: Annotated[bool, Bool()]
     seq: Annotated[int, _U32]
-    job: Annotated[Job | None, Opt(Nested(Job))]
+    job: Annotated[Job | FloatJob | None, Opt(OneOf((Job, FloatJob)))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +223,33 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
+class FloatProfile:
+    """What a full-precision client has, and what a trial step of the run's bundle took.
+
+    `step_bytes` is how far a process grew from before its engine loaded the model to the peak of a training step, None
+    where the trial did not survive; `peak_bytes` is that process's resident peak (VmHWM), `engine` name and version.
+    """
+
+    TYPE: ClassVar[str] = "float-profile"
+    device: Annotated[str, _NAME]
+    run: Annotated[str, _NAME]
+    bundle: Annotated[str, _HASH]
+    samples: Annotated[int, _U32]
+    budget_bytes: Annotated[int, _BYTES]
+    limit_source: Annotated[str, _LIMIT_SOURCE]
+    ram_bytes: Annotated[int, _BYTES]
+    available_bytes: Annotated[int, _BYTES]
+    cgroup_bytes: Annotated[int | None, Opt(_BYTES)]
+    step_bytes: Annotated[int | None, Opt(_BYTES)]
+    peak_bytes: Annotated[int, _BYTES]
+    machine: Annotated[str, _TEXT]
+    engine: Annotated[str, _TEXT]
+    cpus: Annotated[int, Int(1, U16)]
+    threads: Annotated[int, Int(1, U16)]
+    version: Annotated[str, _VERSION]
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A device pulls: chunks of blobs it lacks, or (`plan` true) the plan of a round it has not seen."""
 
@@ -239,6 +285,29 @@ class Update:
         """Refuse layers whose planes do not match their bits."""
         for i, layer in enumerate(self.layers):
             layer.check(f"{where}.layers[{i}]")
+
+
+@dataclass(frozen=True, slots=True)
+class FloatUpdate:
+    """The result of local training in full precision: the coded change of the state, by reference.
+
+    `blob` is coded by the plan's method; `count`, `correct` and `loss_q16` sum over all steps; `measured_bytes` is how
+    far training made the process grow.
+    """
+
+    TYPE: ClassVar[str] = "float-update"
+    run: Annotated[str, _NAME]
+    round: Annotated[int, _U32]
+    plan: Annotated[str, _HASH]
+    samples: Annotated[int, Int(1, U32)]
+    steps: Annotated[int, _U32]
+    count: Annotated[int, _BYTES]
+    correct: Annotated[int, _BYTES]
+    loss_q16: Annotated[int, _BYTES]
+    measured_bytes: Annotated[int, _BYTES]
+    train_ms: Annotated[int, _MILLISECONDS]
+    blob: Annotated[str, _HASH]
+    blob_size: Annotated[int, _BLOB_SIZE]
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +374,38 @@ class PlanMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class FloatPlan:
+    """What a full-precision client shall train in one round: the global state, rates, keys, and how to code its change.
+
+    `state` is the SHA-256 of `values` float32 (little-endian), in the order of the bundle's manifest.
+    """
+
+    TYPE: ClassVar[str] = "float-plan"
+    run: Annotated[str, _NAME]
+    round: Annotated[int, _U32]
+    bundle: Annotated[str, _HASH]
+    state: Annotated[str, _HASH]
+    values: Annotated[int, Int(1, MAX_BLOB // 4)]
+    method: Annotated[str, Choice(METHODS)]
+    epochs: Annotated[int, Int(1, 1000)]
+    batch: Annotated[int, Int(1, 4096)]
+    crop: Annotated[bool, Bool()]
+    flip: Annotated[bool, Bool()]
+    seed: Annotated[int, _U32]
+    client: Annotated[int, _U32]
+    lr: Annotated[FxPair, Fx()]
+    weight_decay: Annotated[FxPair, Fx()]
+    momentum_q15: Annotated[int, Int(0, 32767)]
+    sent_ms: Annotated[int, _MILLISECONDS]
+    deadline_ms: Annotated[int, _MILLISECONDS]
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over everything but the two times, as `PlanMessage.identity`."""
+        return digest(encode(replace(self, sent_ms=0, deadline_ms=0)))
+
+
+@dataclass(frozen=True, slots=True)
 class Need:
     """Answer to an update: the chunks the coordinator lacks before it can judge it. `ref` is the update's SHA-256."""
 
@@ -339,9 +440,11 @@ class Ack:
         return "accepted" if self.accepted else f"rejected:{self.reason}"
 
 
-Control: TypeAlias = (
+FloatControl: TypeAlias = FloatProfile | FloatUpdate | FloatPlan
+IntegerControl: TypeAlias = (
     CoordState | RoundState | DeviceState | Profile | Request | Update | Refusal | PlanMessage | Need | Ack
 )
+Control: TypeAlias = IntegerControl | FloatControl
 Message: TypeAlias = Control | Chunk
 
 #: Which messages may come on which kind of topic.
@@ -349,20 +452,27 @@ ALLOWED: Final[dict[str, tuple[type[Message], ...]]] = {
     topics.COORD_STATE: (CoordState,),
     topics.ROUND: (RoundState,),
     topics.STATE: (DeviceState,),
-    topics.PROFILE: (Profile,),
-    topics.UPDATE: (Update, Refusal, Chunk),
+    topics.PROFILE: (Profile, FloatProfile),
+    topics.UPDATE: (Update, FloatUpdate, Refusal, Chunk),
     topics.REQUEST: (Request,),
-    topics.PLAN: (PlanMessage,),
+    topics.PLAN: (PlanMessage, FloatPlan),
     topics.CHUNK: (Chunk,),
     topics.ACK: (Ack, Need),
 }
+
+
+def version_of(message: Message) -> int:
+    """The first version of the protocol that has this message."""
+    if isinstance(message, FloatControl):
+        return FLOAT_VERSION
+    return FLOAT_VERSION if isinstance(message, CoordState) and isinstance(message.job, FloatJob) else VERSION
 
 
 def encode(message: Control) -> bytes:
     """The bytes of a control message, checked field by field. Raises `ProtocolError` for what no peer would take."""
     body = dump_object(message, message.TYPE)
     _cross_check(message, message.TYPE)
-    data = dump_json({"v": VERSION, "type": message.TYPE, **body})
+    data = dump_json({"v": version_of(message), "type": message.TYPE, **body})
     if len(data) > MAX_MESSAGE:
         raise ProtocolError(f"{message.TYPE}: {len(data)} bytes, a message has at most {MAX_MESSAGE}")
     return data
@@ -385,11 +495,16 @@ def decode(kind: str, data: bytes) -> Message:
     found = _parse_json(data, kind)
     version = found.pop("v", None)
     name = found.pop("type", None)
-    if type(version) is not int or version != VERSION:
-        raise ProtocolError(f"{kind}: protocol version {str(version)[:20]}, this build speaks {VERSION}")
+    if type(version) is not int or version not in {VERSION, FLOAT_VERSION}:
+        speaks = f"{VERSION} and {FLOAT_VERSION}"
+        raise ProtocolError(f"{kind}: protocol version {str(version)[:20]}, this build speaks {speaks}")
     for cls in allowed:
         if cls is not Chunk and name == cls.TYPE:
+            if cls is not CoordState and (version == FLOAT_VERSION) != issubclass(cls, FloatControl):
+                raise ProtocolError(f"{cls.TYPE}: not a message of protocol version {version}")
             message = load_object(cls, found, cls.TYPE)
+            if version_of(message) != version:
+                raise ProtocolError(f"{cls.TYPE}: such a job belongs to protocol version {version_of(message)}")
             _cross_check(message, cls.TYPE)
             return message
     raise ProtocolError(f"{kind}: a message of type {str(name)[:40]!r} does not belong here")
@@ -409,17 +524,23 @@ def _cross_check(message: Message, where: str) -> None:
 
 __all__ = [
     "ALLOWED",
+    "FLOAT_VERSION",
     "MAX_BITS",
     "MAX_BLOB",
     "MAX_LAYERS",
     "MAX_MESSAGE",
     "MAX_WANTS",
+    "METHODS",
     "VERSION",
     "Ack",
     "Chunk",
     "Control",
     "CoordState",
     "DeviceState",
+    "FloatJob",
+    "FloatPlan",
+    "FloatProfile",
+    "FloatUpdate",
     "FxPair",
     "Job",
     "LayerBlobs",
@@ -437,4 +558,5 @@ __all__ = [
     "decode",
     "digest",
     "encode",
+    "version_of",
 ]

@@ -152,6 +152,26 @@ class Nested(Check):
         return dump_object(value, where)
 
 
+@dataclasses.dataclass(frozen=True)
+class OneOf(Check):
+    """An object of one of several schemas, told apart by their keys."""
+
+    classes: tuple[type[Any], ...]
+
+    def load(self, value: object, where: str) -> Any:
+        """An object whose keys are nobody's is judged by the first schema, whose errors name the key."""
+        keys = set(value) if isinstance(value, dict) else set()
+        cls = next((cls for cls in self.classes if keys == set(checks_of(cls))), self.classes[0])
+        return load_object(cls, value, where)
+
+    def dump(self, value: Any, where: str) -> object:
+        """Checks every field of the object."""
+        if type(value) not in self.classes:
+            names = " or ".join(cls.__name__ for cls in self.classes)
+            raise refuse(where, f"expected {names}, found {_kind(value)}")
+        return dump_object(value, where)
+
+
 class Fx(Check):
     """A small float (m, e) of docs/arithmetic.md section 1: m = 0 or 2^30 <= m < 2^31."""
 
