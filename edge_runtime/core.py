@@ -81,6 +81,7 @@ class Record(NamedTuple):
     skip: int
     skip_pad_c: int
     t_out: int
+    flags: int
 
 
 class WeightLayer(NamedTuple):

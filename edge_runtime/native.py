@@ -24,7 +24,7 @@ class RecordStruct(c.Structure):
     """`fmpq_record`."""
 
     _fields_ = [
-        *((name, c.c_uint8) for name in ("kind", "kh", "kw", "stride", "pad", "skip_kind", "t_out", "reserved")),
+        *((name, c.c_uint8) for name in ("kind", "kh", "kw", "stride", "pad", "skip_kind", "t_out", "flags")),
         *(
             (name, c.c_uint16)
             for name in ("groups", "cin", "cout", "h_in", "w_in", "h_out", "w_out", "input", "skip", "skip_pad_c")

@@ -35,14 +35,20 @@ def crop_and_flip(x: Tensor, pad: int, key: StepKey, *, crop: bool, flip: bool) 
     return taken * inside[..., None]
 
 
-def read(u8: Tensor, act_bits: int) -> Tensor:
-    """The top A bits of an activation, rounded, at most 2^A − 1."""
+def read(u8: Tensor, act_bits: int, zero: int = 0) -> Tensor:
+    """The top A bits of an activation, rounded, at most 2^A − 1, less its zero point."""
     drop = 8 - act_bits
-    return ((u8 + (1 << drop) // 2) >> drop).clamp(max=(1 << act_bits) - 1)
+    return ((u8 + (1 << drop) // 2) >> drop).clamp(max=(1 << act_bits) - 1) - (zero >> drop)
+
+
+def concatenate(first: Tensor, second: Tensor, shifts: tuple[int, int], zero: int) -> Tensor:
+    """Channels of two tensors at one exponent, each `shifts` above its own."""
+    parts = (rshift(part - zero, shift) + zero for part, shift in zip((first, second), shifts, strict=True))
+    return torch.cat(tuple(parts), -1)
 
 
 def skip_value(tensor: Tensor, r: Record) -> Tensor:
-    """The skip input in the shape of the output: itself, or every second position between zero channels."""
+    """The skip (less its zero point) in the shape of the output: itself, or every second position between zeros."""
     if r.skip_kind is Skip.IDENTITY:
         return tensor
     result = tensor.new_zeros(tensor.shape[0], r.h_out, r.w_out, r.cout)
@@ -64,9 +70,9 @@ def affine(xhat: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     return gamma * xhat + beta
 
 
-def quantise(z: Tensor, t_out: int) -> Tensor:
-    """ReLU and rounding to u8 with exponent t_out."""
-    return rshift(z, Z_FRACTION + t_out).clamp(0, 255)
+def quantise(z: Tensor, t_out: int, zero: int = 0) -> Tensor:
+    """Rounding to u8 with exponent t_out; with zero point 0 a ReLU."""
+    return (rshift(z, Z_FRACTION + t_out) + zero).clamp(0, 255)
 
 
 def gamma_of(acc: Tensor) -> Tensor:

@@ -88,7 +88,9 @@ class BackwardResult(NamedTuple):
     sum_ex: Tensor
 
 
-def backward(e: Tensor, xhat: Tensor, gamma: Tensor, n: Normaliser, key: Key) -> BackwardResult:
+def backward(
+    e: Tensor, xhat: Tensor, gamma: Tensor, n: Normaliser, key: Key, *, constant: bool = False
+) -> BackwardResult:
     """Error through affine and normalisation, stochastically rounded to 8 bits with one exponent for the layer.
 
     Args:
@@ -97,6 +99,7 @@ def backward(e: Tensor, xhat: Tensor, gamma: Tensor, n: Normaliser, key: Key) ->
         gamma: [C], ±32767.
         n: the normaliser of the forward pass.
         key: random stream of this layer's errors.
+        constant: statistics were constants, not those of the batch.
     """
     m = e.numel() // e.shape[-1]
     s1, s2 = e.sum(_MAPS), (e * xhat).sum(_MAPS)
@@ -104,13 +107,14 @@ def backward(e: Tensor, xhat: Tensor, gamma: Tensor, n: Normaliser, key: Key) ->
     live = largest > 0
     c = gamma * n.a
     d = 24 - n.sh
-    bound = torch.where(live, largest + rdiv(s1.abs(), m) + 1 + rdiv(127 * s2.abs(), 1024 * m) + 1, 0)
+    through_moments = 0 if constant else rdiv(s1.abs(), m) + 1 + rdiv(127 * s2.abs(), 1024 * m)
+    bound = torch.where(live, largest + through_moments + 1, 0)
     magnitude = int((((c.abs() * bound) >> 8) << d).max())
     if magnitude == 0:
         return BackwardResult(torch.zeros_like(e), 0, s1, s2)
     s = magnitude.bit_length() - 7
     ce = torch.where(live, rshift_each(torch.where(live, c, 0), s - d - 14), 0)
-    c0 = -rdiv(ce * s1, m)
-    cx = -rdiv(ce * s2, 1024 * m)
-    p = e * ce + xhat * cx + c0  # |p| ≤ 2^29 and a little rounding
+    p = e * ce  # |p| ≤ 2^29 and a little rounding
+    if not constant:
+        p = p - rdiv(ce * s1, m) - xhat * rdiv(ce * s2, 1024 * m)
     return BackwardResult(stochastic_shift(p, _ERROR_FRACTION, key).clamp(-127, 127), s, s1, s2)

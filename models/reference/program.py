@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 from fedmpq.errors import FormatError, TruncatedError, VersionError
 
@@ -22,14 +22,27 @@ class Kind(IntEnum):
     AVG_POOL = 3
     GLOBAL_POOL = 4
     CLASSIFIER = 5
+    CONCAT = 6
 
 
 class Skip(IntEnum):
-    """How a convolution's second input is added."""
+    """How a second input is added, or put behind the first."""
 
     NONE = 0
     IDENTITY = 1
     OPTION_A = 2
+    CONCAT = 3
+
+
+class Flag(IntFlag):
+    """What a convolution does without."""
+
+    LINEAR = 1  #: no ReLU: the output is signed, stored with zero point 128
+    BIASED = 2  #: no batch-norm: statistics and γ are constants of the state
+
+
+NO_FLAGS = Flag(0)
+_POOLS = {Kind.MAX_POOL, Kind.AVG_POOL, Kind.GLOBAL_POOL}
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,17 @@ class Record:
     skip: int
     skip_pad_c: int
     t_out: int
+    flags: Flag = NO_FLAGS
+
+    @property
+    def linear(self) -> bool:
+        """Whether the output has no ReLU."""
+        return Flag.LINEAR in self.flags
+
+    @property
+    def biased(self) -> bool:
+        """Whether a bias stands in place of batch-norm."""
+        return Flag.BIASED in self.flags
 
     @property
     def weighted(self) -> bool:
@@ -79,7 +103,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Program:
-    """A parsed program. `exponents[t]` is the constant exponent of tensor t (0 for the input)."""
+    """A parsed program. `exponents[t]` and `zeros[t]` are exponent and zero point of tensor t (0 for the input)."""
 
     data: bytes
     in_shape: tuple[int, int, int]
@@ -88,6 +112,7 @@ class Program:
     mean: tuple[int, ...]
     records: tuple[Record, ...]
     exponents: tuple[int, ...]
+    zeros: tuple[int, ...]
     pooled_window: int
 
     @property
@@ -121,31 +146,35 @@ def parse(data: bytes) -> Program:
 
     shapes = [(h, w, c)]
     records: list[Record] = []
-    exponents = [0]
+    exponents, zeros = [0], [0]
     for index in range(count):
         record = _record(data, index)
         _check_record(record, shapes, classes, last=index == count - 1)
         records.append(record)
         shapes.append((record.h_out, record.w_out, record.cout))
-        exponents.append(record.t_out if record.kind is Kind.CONV else exponents[record.input])
+        if record.kind is Kind.CONCAT:
+            _check_concat(record, exponents, zeros)
+        exponents.append(exponents[record.input] if record.kind in _POOLS else record.t_out)
+        zeros.append(128 * record.linear if record.kind is Kind.CONV else zeros[record.input])
     window = _check_readers(records)
-    return Program(bytes(data), (h, w, c), classes, crop_pad, tuple(mean[:c]), tuple(records), tuple(exponents), window)
+    constants = tuple(exponents), tuple(zeros), window
+    return Program(bytes(data), (h, w, c), classes, crop_pad, tuple(mean[:c]), tuple(records), *constants)
 
 
 def _record(data: bytes, index: int) -> Record:
     fields = _RECORD.unpack_from(data, _HEADER.size + index * _RECORD.size)
-    kind, kh, kw, stride, pad, skip_kind, t_out, reserved = fields[:8]
+    kind, kh, kw, stride, pad, skip_kind, t_out, flags = fields[:8]
     groups, cin, cout, h_in, w_in, h_out, w_out, source, skip, skip_pad_c, rest, name = fields[8:]
     where = f"record {index}"
     _check(kind in Kind.__members__.values() and skip_kind in Skip.__members__.values(), where, "kind")
-    _check(reserved == 0 and not any(rest), where, "a reserved byte")
+    _check(flags <= (3 if kind == Kind.CONV else 0) and not any(rest), where, "flag or reserved byte")
     try:
         text = name.rstrip(b"\0").decode()
     except UnicodeDecodeError:
         raise FormatError(f"training program, {where}: the name is not UTF-8") from None
     return Record(
         index, Kind(kind), text, kh, kw, stride, pad, groups, cin, cout, h_in, w_in, h_out, w_out,
-        source, Skip(skip_kind), skip, skip_pad_c, t_out,
+        source, Skip(skip_kind), skip, skip_pad_c, t_out, Flag(flags),
     )  # fmt: skip
 
 
@@ -154,6 +183,13 @@ def _check_record(r: Record, shapes: list[tuple[int, int, int]], classes: int, *
     _check((r.kind is Kind.CLASSIFIER) == last, where, "kind: the classifier is the last record")
     _check(r.input <= r.index and min(r.kh, r.kw, r.stride, r.groups, r.cout) >= 1, where, "a size or tensor number")
     h, w, c = shapes[r.input]
+    _check((r.kind is Kind.CONCAT) == (r.skip_kind is Skip.CONCAT), where, "skip kind")
+    if r.kind is Kind.CONCAT:
+        _check(0 < r.skip <= r.index and 0 < r.input != r.skip and r.skip_pad_c == 0, where, "tensor")
+        _check(r.kh == r.kw == r.stride == r.groups == 1 and r.pad == 0 and r.t_out <= 6, where, "constant")
+        _check(shapes[r.skip] == (h, w, r.cin - c) and r.cout == r.cin, where, "channels")
+        _check((r.h_in, r.w_in, r.h_out, r.w_out) == (h, w, h, w), where, "shape")
+        return
     if r.kind is Kind.CLASSIFIER:
         _check(r.cin == h * w * c and r.cout == classes and r.groups == 1, where, "channels")
         _check(r.kh == r.kw == r.stride == r.h_in == r.w_in == r.h_out == r.w_out == 1, where, "shape")
@@ -168,7 +204,7 @@ def _check_record(r: Record, shapes: list[tuple[int, int, int]], classes: int, *
         _check(r.t_out <= 6, where, "output exponent")
     else:
         _check(r.input > 0 and r.skip_kind is Skip.NONE and r.t_out == 0, where, "input, skip or exponent")
-    if r.kind in {Kind.MAX_POOL, Kind.AVG_POOL, Kind.GLOBAL_POOL}:
+    if r.kind in _POOLS:
         _check(r.cout == r.cin and r.groups == 1, where, "channels")
     if r.kind is Kind.GLOBAL_POOL:
         _check((r.kh, r.kw, r.pad) == (h, w, 0), where, "window")
@@ -182,6 +218,12 @@ def _check_record(r: Record, shapes: list[tuple[int, int, int]], classes: int, *
     else:
         _check(((sh + 1) // 2, (sw + 1) // 2) == (r.h_out, r.w_out), where, "skip shape")
         _check(r.skip_pad_c + sc <= r.cout, where, "skip channels")
+
+
+def _check_concat(r: Record, exponents: list[int], zeros: list[int]) -> None:
+    where = f"record {r.index} ({r.name})"
+    _check(max(exponents[r.input], exponents[r.skip]) <= r.t_out, where, "output exponent")
+    _check(zeros[r.input] == zeros[r.skip], where, "input: a linear and an unsigned tensor")
 
 
 def _check_readers(records: list[Record]) -> int:

@@ -161,6 +161,8 @@ class ReferenceSession:
                 gradients[self._position[record.index]] = self._classifier_backward(record, done, errors)
             elif record.kind is Kind.CONV:
                 gradients[self._position[record.index]] = self._conv_backward(record, done, errors, key)
+            elif record.kind is Kind.CONCAT:
+                self._concat_backward(record, done, errors)
             else:
                 divided = record.kind is Kind.GLOBAL_POOL and program.records[-1].input == record.index + 1
                 source = done.tensors[record.input]
@@ -176,23 +178,29 @@ class ReferenceSession:
         for record in self.program.records[:-1]:
             if record.kind is Kind.CONV:
                 out = self._conv_forward(record, tensors, saved, training=training)
+            elif record.kind is Kind.CONCAT:
+                shifts = tuple(record.t_out - self.program.exponents[t] for t in record.inputs)
+                zero = self.program.zeros[record.input]
+                out = activation.concatenate(tensors[record.input], tensors[record.skip], (shifts[0], shifts[1]), zero)
             else:
                 out = pool.forward(tensors[record.input], record)
             tensors.append(out)
         last = self.program.records[-1]
         layer = self.layer(len(self._records) - 1)
-        features = tensors[last.input].flatten(1)
+        features = tensors[last.input].flatten(1) - self.program.zeros[last.input]
         scale = loss.logit_scale(layer.step, self.program.exponents[last.input])
         z = loss.logits(features, layer.multiplied.flatten(1), layer.params["bias"], scale)
         return _Pass(tensors, saved, loss.cross_entropy(z, labels), features)
 
     def _conv_forward(self, r: Record, tensors: list[Tensor], saved: dict[int, _Saved], *, training: bool) -> Tensor:
         layer = self.layer(self._position[r.index])
-        a = tensors[0] if r.input == 0 else activation.read(tensors[r.input], self.plan.act_bits)
+        a = tensors[r.input]
+        if r.input > 0:
+            a = activation.read(a, self.plan.act_bits, self.program.zeros[r.input])
         a = a.reshape(-1, r.h_in, r.w_in, r.cin)  # a hidden linear layer flattens its input
         acc = conv.forward(a, layer.multiplied, r, self._amax(r) * (2**layer.bits - 1))
         y = sat16(rshift_even(acc, self._y_shift(r, layer.bits)))
-        if training:
+        if training and not r.biased:
             stats = batchnorm.moments(y)
             layer.rm, layer.rv = batchnorm.update_running(layer.rm, layer.rv, stats)
         else:
@@ -201,10 +209,10 @@ class ReferenceSession:
         xhat = batchnorm.normalise(y, normaliser)
         z = activation.affine(xhat, *self._gamma_beta(layer))
         if r.skip_kind is not Skip.NONE:
-            skip = activation.skip_value(tensors[r.skip], r)
+            skip = activation.skip_value(tensors[r.skip] - self.program.zeros[r.skip], r)
             z = z + (skip << (activation.Z_FRACTION + self.program.exponents[r.skip]))
         saved[r.index] = _Saved(a, xhat, normaliser)
-        return activation.quantise(z, r.t_out)
+        return activation.quantise(z, r.t_out, self.program.zeros[r.index + 1])
 
     # --- backward ---------------------------------------------------------------------------------------------
 
@@ -223,7 +231,7 @@ class ReferenceSession:
         error = _present(errors[r.index + 1])
         e = torch.where((out > 0) & (out < 255), error.values, 0)
         gamma, _ = self._gamma_beta(layer)
-        back = batchnorm.backward(e, saved.xhat, gamma, saved.normaliser, derive(key, 4 * r.index))
+        back = batchnorm.backward(e, saved.xhat, gamma, saved.normaliser, derive(key, 4 * r.index), constant=r.biased)
         ey = error.exponent + back.s - 28 - self._y_shift(r, layer.bits)
 
         if r.input > 0:
@@ -241,7 +249,16 @@ class ReferenceSession:
         bound = self._amax(r) * 127
         gs = max(0, (bound * positions).bit_length() - 31)
         weights = rshift(conv.to_weights(saved.a, back.e8, r, bound), gs)
-        return LayerGradient(weights, ey + gs, {"gamma": back.sum_ex, "beta": back.sum_e}, error.exponent)
+        params = {"beta": back.sum_e} if r.biased else {"gamma": back.sum_ex, "beta": back.sum_e}
+        return LayerGradient(weights, ey + gs, params, error.exponent)
+
+    @staticmethod
+    def _concat_backward(r: Record, done: _Pass, errors: list[Error | None]) -> None:
+        """Each part of the error belongs to one input; an error counts base steps, whatever the exponents."""
+        error = _present(errors[r.index + 1])
+        split = done.tensors[r.input].shape[-1]
+        for tensor, part in ((r.input, error.values[..., :split]), (r.skip, error.values[..., split:])):
+            errors[tensor] = merge(errors[tensor], Error(part, error.exponent))
 
     # --- update -----------------------------------------------------------------------------------------------
 

@@ -21,11 +21,25 @@ def _network(rng: np.random.Generator) -> programs.Builder:
     net = programs.Builder(*size, int(rng.integers(2, 20)), int(rng.integers(0, 4)), mean)
     x = _conv(net, rng, "conv0", 0)
     for i in range(1, int(rng.integers(2, 7))):
-        kind = rng.choice(["conv", "residual", "option_a", "max", "avg"], p=[0.4, 0.25, 0.15, 0.1, 0.1])
+        kinds = ["conv", "residual", "projection", "concat", "option_a", "max", "avg"]
+        kind = rng.choice(kinds, p=[0.4, 0.2, 0.15, 0.0, 0.1, 0.075, 0.075])
         height, width, channels = net.shapes[x]
         if kind == "residual":
             inner = _conv(net, rng, f"inner{i}", x, stride=1, same=True)
             x = _conv(net, rng, f"conv{i}", inner, skip=x, cout=channels, stride=1, same=True)
+        elif kind == "projection":
+            kernel = int(rng.choice([k for k in (1, 2, 3) if k <= min(height, width)]))
+            window = {"kernel": kernel, "stride": int(rng.integers(1, 3)), "pad": int(rng.integers(0, kernel))}
+            cout = int(rng.integers(1, 36))
+            side = net.conv(
+                f"side{i}", x, cout, linear=bool(rng.random() < 0.8), t_out=int(rng.integers(0, 4)), **window
+            )
+            inner = net.conv(f"inner{i}", x, int(rng.integers(1, 36)), t_out=int(rng.integers(0, 4)), **window)
+            x = _conv(net, rng, f"conv{i}", inner, skip=side, cout=cout, stride=1, same=True)
+        elif kind == "concat":
+            other = _conv(net, rng, f"other{i}", x, stride=1, same=True, linear=net.linear[x])
+            t_out = max(net.exponents[x], net.exponents[other]) + int(rng.integers(0, 3))
+            x = net.concat(f"concat{i}", *((x, other) if rng.random() < 0.5 else (other, x)), t_out)
         elif kind == "option_a" and min(height, width) > 2:
             inner = net.conv(f"inner{i}", x, int(rng.integers(1, 12)), stride=2)
             cout = channels + int(rng.integers(0, 9))
@@ -54,6 +68,7 @@ def _conv(
     stride: int | None = None,
     skip: int | None = None,
     same: bool = False,
+    linear: bool | None = None,
 ) -> int:
     height, width, cin = net.shapes[x]
     kernels = [k for k in (1, 2, 3, 5) if k <= min(height, width) and (k % 2 or not same)]
@@ -64,8 +79,9 @@ def _conv(
     groups = int(rng.choice(divisors)) if rng.random() < 0.4 else 1
     stride = int(rng.integers(1, 4)) if stride is None else stride
     return net.conv(
-        name, x, cout, kernel=kernel, stride=stride, pad=pad, groups=groups, skip=skip, t_out=int(rng.integers(0, 4))
-    )
+        name, x, cout, kernel=kernel, stride=stride, pad=pad, groups=groups, skip=skip, t_out=int(rng.integers(0, 4)),
+        linear=bool(rng.random() < 0.15) if linear is None else linear, biased=bool(rng.random() < 0.2),
+    )  # fmt: skip
 
 
 def _run(seed: int) -> None:

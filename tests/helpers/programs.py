@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-CONV, MAX_POOL, AVG_POOL, GLOBAL_POOL, CLASSIFIER = 1, 2, 3, 4, 5
-NONE, IDENTITY, OPTION_A = 0, 1, 2
+CONV, MAX_POOL, AVG_POOL, GLOBAL_POOL, CLASSIFIER, CONCAT = 1, 2, 3, 4, 5, 6
+NONE, IDENTITY, OPTION_A, CONCATENATED = 0, 1, 2, 3
+LINEAR, BIASED = 1, 2
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Builder:
     records: list[bytes] = field(default_factory=list)
     shapes: list[tuple[int, int, int]] = field(default_factory=list)
     layers: list[tuple[str, int, int, int, int]] = field(default_factory=list)
+    exponents: list[int] = field(default_factory=lambda: [0])
+    linear: list[bool] = field(default_factory=lambda: [False])  #: whether a tensor is signed
 
     def __post_init__(self) -> None:
         self.shapes.append((self.height, self.width, self.channels))
@@ -46,6 +49,8 @@ class Builder:
         skip: int | None = None,
         option_a: bool = False,
         flatten: bool = False,
+        linear: bool = False,
+        biased: bool = False,
     ) -> int:
         pad = kernel // 2 if pad is None else pad
         if flatten:
@@ -57,8 +62,17 @@ class Builder:
         kind = NONE if skip is None else OPTION_A if option_a else IDENTITY
         skip_pad = (cout - self.shapes[skip][2]) // 2 if skip is not None and option_a else 0
         self.layers.append(("conv", cout, kernel, kernel, cin // groups))
+        flags = linear * LINEAR + biased * BIASED
         return self._add(
-            CONV, name, source, (kernel, kernel, stride, pad), cout, groups, t_out, kind, skip, skip_pad, source_shape
+            CONV, name, source, (kernel, kernel, stride, pad), cout, groups, t_out, kind, skip, skip_pad, source_shape,
+            flags,
+        )  # fmt: skip
+
+    def concat(self, name: str, first: int, second: int, t_out: int) -> int:
+        height, width, channels = self.shapes[first]
+        cout = channels + self.shapes[second][2]
+        return self._add(
+            CONCAT, name, first, (1, 1, 1, 0), cout, 1, t_out, CONCATENATED, second, 0, (height, width, cout)
         )
 
     def max_pool(self, name: str, source: int, kernel: int = 2, stride: int = 2, pad: int = 0) -> int:
@@ -102,6 +116,7 @@ class Builder:
         skip: int | None = None,
         skip_pad: int = 0,
         source_shape: tuple[int, int, int] | None = None,
+        flags: int = 0,
     ) -> int:
         height, width, cin = source_shape or self.shapes[source]
         kh, kw, stride, pad = window
@@ -110,10 +125,12 @@ class Builder:
             _record(
                 kind, name, window, cin, cout, (height, width, out_h, out_w), source,
                 groups=groups, t_out=t_out, skip_kind=skip_kind, skip=0xFFFF if skip is None else skip,
-                skip_pad=skip_pad,
+                skip_pad=skip_pad, flags=flags,
             )
         )  # fmt: skip
         self.shapes.append((out_h, out_w, cout))
+        self.exponents.append(t_out if kind in {CONV, CONCAT} else self.exponents[source])
+        self.linear.append(bool(flags & LINEAR) if kind == CONV else self.linear[source])
         return len(self.records)
 
 
@@ -131,10 +148,11 @@ def _record(
     skip_kind: int = NONE,
     skip: int = 0xFFFF,
     skip_pad: int = 0,
+    flags: int = 0,
 ) -> bytes:
     return struct.pack(
         "<8B3H4H3H4x32s",
-        kind, *window, skip_kind, t_out, 0, groups, cin, cout, *maps, source, skip, skip_pad, name.encode(),
+        kind, *window, skip_kind, t_out, flags, groups, cin, cout, *maps, source, skip, skip_pad, name.encode(),
     )  # fmt: skip
 
 

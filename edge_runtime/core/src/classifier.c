@@ -74,6 +74,7 @@ void fmpq_forward_classifier(fmpq_session *s, uint32_t i)
     uint8_t *scratch = work + fmpq_up(s->d[i].theta * 2u, FMPQ_ALIGN);
     const int32_t *bias = fmpq_params_i32(s, i, 0);
     const fmpq_fx f = fmpq_fx_scale(logit_factor(s, i), 16);
+    const int32_t zero = fmpq_zero(s->p, r->input);
     unpack_all(s, i, q);
     for (uint32_t b = 0; b < s->count; b++) {
         uint8_t *p = features + (size_t)b * cin;
@@ -83,7 +84,7 @@ void fmpq_forward_classifier(fmpq_session *s, uint32_t i)
             int64_t acc = 0;
             int64_t v;
             for (uint32_t c = 0; c < cin; c++)
-                acc += p[c] * q[k * cin + c];
+                acc += (p[c] - zero) * q[k * cin + c];
             v = (int64_t)fmpq_fx_apply(acc, f) + fmpq_rshift64(bias[k], 4);
             zb[k] = (int32_t)fmpq_clamp64(v, -(1 << 27), 1 << 27);
         }
@@ -153,6 +154,7 @@ void fmpq_backward_classifier_weight(fmpq_session *s, uint32_t i)
     int16_t *q = (int16_t *)(void *)(work + w.row_q);
     int64_t *g = (int64_t *)(void *)(work + w.g64), *gb = (int64_t *)(void *)(work + w.sums);
     const fmpq_layer *l = &s->layer[i];
+    const int32_t zero = fmpq_zero(s->p, r->input);
     fmpq_fx mult = s->hyper->lr;
     int32_t lasso[FMPQ_MAX_PLANES];
     mult.e += l->g;
@@ -166,7 +168,7 @@ void fmpq_backward_classifier_weight(fmpq_session *s, uint32_t i)
             const int64_t eb = e[(size_t)b * classes + k];
             gb[k] += eb;
             for (uint32_t c = 0; c < cin; c++)
-                g[c] += p[(size_t)b * cin + c] * eb;
+                g[c] += (p[(size_t)b * cin + c] - zero) * eb;
         }
         for (uint32_t c = 0; c < cin; c++)
             u[c] = (int32_t)fmpq_clamp64(fmpq_fx_apply64(g[c], mult), -(1 << 30), 1 << 30);

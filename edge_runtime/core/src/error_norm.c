@@ -71,6 +71,7 @@ static void factors(error_pass *f)
     const int32_t *gacc = fmpq_params_i32(s, f->r, 0);
     const int64_t *s1 = partial_sums(f, 0), *s2 = s1 + r->cout;
     const int32_t *mx = partial_max(f, 0);
+    const int constant = r->flags & FMPQ_BIASED; /* no statistics of the batch */
     uint64_t most = 0;
     int shift;
     for (uint32_t c = 0; c < r->cout; c++) {
@@ -79,7 +80,9 @@ static void factors(error_pass *f)
         uint64_t bnd, v;
         if (!mx[c])
             continue;
-        bnd = (uint64_t)(mx[c] + fmpq_rdiv64((int64_t)fmpq_abs64(s1[c]), m) + 1 + fmpq_rdiv64(127 * (int64_t)fmpq_abs64(s2[c]), 1024 * m) + 1);
+        bnd = (uint64_t)mx[c] + 1;
+        if (!constant)
+            bnd += (uint64_t)(fmpq_rdiv64((int64_t)fmpq_abs64(s1[c]), m) + fmpq_rdiv64(127 * (int64_t)fmpq_abs64(s2[c]), 1024 * m) + 1);
         v = ((fmpq_abs64(g) * bnd) >> 8) << d;
         most = v > most ? v : most;
     }
@@ -90,8 +93,8 @@ static void factors(error_pass *f)
         const int d = 24 - coef[2 * c + 1];
         const int64_t ce = most && mx[c] ? fmpq_rshift64(g, -(d + 14 - shift)) : 0;
         f->ce[c] = (int32_t)ce;
-        f->c0[c] = (int32_t)-fmpq_rdiv64(ce * s1[c], m);
-        f->cx[c] = (int32_t)-fmpq_rdiv64(ce * s2[c], 1024 * m);
+        f->c0[c] = constant ? 0 : (int32_t)-fmpq_rdiv64(ce * s1[c], m);
+        f->cx[c] = constant ? 0 : (int32_t)-fmpq_rdiv64(ce * s2[c], 1024 * m);
     }
 }
 

@@ -38,7 +38,7 @@ static void convolve(void *arg, uint32_t sample, uint32_t worker)
         fmpq_grouped_forward(r, &job, (const int16_t *)(const void *)(f->work + f->w.pack), f->tile.c);
     else
         s->k->igemm(&job);
-    if (s->training)
+    if (s->training && !(r->flags & FMPQ_BIASED))
         s->k->stats(y, r->h_out * r->w_out, r->cout, m1, m1 + r->cout);
 }
 
@@ -82,7 +82,7 @@ static void coefficients(forward *f)
     int16_t *coef = (int16_t *)(void *)(s->base + s->slot[f->r].coef);
     for (uint32_t c = 0; c < r->cout; c++) {
         int64_t mu8, v8;
-        if (s->training) {
+        if (s->training && !(r->flags & FMPQ_BIASED)) {
             int64_t m1 = 0, m2 = 0, mu0, c1, c2, d8;
             for (uint32_t t = 0; t < s->plan.threads; t++) {
                 m1 += sums[(size_t)t * r->cout * 2 + c];

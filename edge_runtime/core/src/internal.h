@@ -163,6 +163,17 @@ static inline uint32_t fmpq_up(uint32_t x, uint32_t a)
     return (x + a - 1) / a * a;
 }
 
+/* the u8 that stands for 0 in a tensor other than the image */
+static inline int32_t fmpq_zero(const fmpq_program *p, uint32_t tensor)
+{
+    return p->rec[tensor - 1].flags & FMPQ_LINEAR ? 128 : 0;
+}
+/* the value that stands for 0 among the activations that conv record r multiplies, input channel k (of all) */
+static inline int32_t fmpq_zero_read(const fmpq_program *p, const fmpq_record *r, int act_bits, uint32_t k)
+{
+    return r->input ? fmpq_zero(p, r->input) >> (8 - act_bits) : p->mean[k % p->in_c]; /* a flattened image repeats its channels */
+}
+
 static inline int32_t fmpq_gamma(int32_t gacc)
 {
     const int64_t v = fmpq_rshift64(gacc, 16);

@@ -43,9 +43,9 @@ typedef struct fmpq_kernels {
     void (*stats)(const int16_t *y, int32_t n, int32_t c, int64_t *m1, int64_t *m2);
     /* x = clamp((y*a + b) >> sh, +-127) */
     void (*norm)(const int16_t *y, int8_t *x, int32_t n, int32_t c, const int32_t *a, const int32_t *b, const int32_t *sh);
-    /* out = clamp(rshift(gamma*x + beta + (skip << skip_shift), out_shift), 0, 255); skip may be null or equal out */
+    /* out = clamp(rshift(gamma*x + beta + offset + (skip << skip_shift), out_shift), 0, 255); skip may be null or equal out */
     void (*act)(const int8_t *x, uint8_t *out, int32_t n, int32_t c, const int32_t *gacc, const int32_t *bacc, const uint8_t *skip,
-                int32_t skip_shift, int32_t out_shift);
+                int32_t skip_shift, int32_t out_shift, int32_t offset);
     /* zero e where u is 0 or 255; s1 += sum e, s2 += sum e*x, mx = max |e| */
     void (*reduce)(int16_t *e, const uint8_t *u, const int8_t *x, int32_t n, int32_t c, int64_t *s1, int64_t *s2, int32_t *mx);
     /* x <- e8 (in place), dither from (key, base + index) */

@@ -28,15 +28,15 @@ void fmpq_pack_forward(const fmpq_session *s, uint32_t i, uint8_t *w, uint8_t *l
     const fmpq_record *r = &s->p->rec[i];
     const fmpq_derived *d = &s->d[i];
     const uint32_t ci = r->cin, taps = (uint32_t)r->kh * r->kw, cop = (uint32_t)d->cop, cp = (uint32_t)d->cp;
-    const int split = s->layer[i].n > 7;
+    const int split = s->layer[i].n > 7, signed_input = !r->input || fmpq_zero(s->p, r->input);
     int16_t q[ROW_CHUNK];
     memset(corr, 0, cop * 4u);
     if (r->groups > 1) {
         int16_t *all = (int16_t *)(void *)w;
         unpack(s, i, 0, d->theta, all);
-        for (uint32_t t = 0; !r->input && t < d->theta; t++) { /* the mean of the input channel that the weight reads */
+        for (uint32_t t = 0; signed_input && t < d->theta; t++) { /* the zero of the input channel that the weight reads */
             const uint32_t co = t / d->row_len, cig = ci / r->groups;
-            corr[co] -= all[t] * s->p->mean[(co / ((uint32_t)r->cout / r->groups) * cig + t % cig) % s->p->in_c];
+            corr[co] -= all[t] * fmpq_zero_read(s->p, r, s->plan.act_bits, co / ((uint32_t)r->cout / r->groups) * cig + t % cig);
         }
         return;
     }
@@ -53,8 +53,8 @@ void fmpq_pack_forward(const fmpq_session *s, uint32_t i, uint8_t *w, uint8_t *l
                     w[at] = (uint8_t)(split ? q[k] >> 1 : q[k]);
                     if (split)
                         low[at] = (uint8_t)(q[k] & 1);
-                    if (!r->input)
-                        corr[co] -= q[k] * s->p->mean[c % s->p->in_c]; /* a flattened image repeats its channels */
+                    if (signed_input)
+                        corr[co] -= q[k] * fmpq_zero_read(s->p, r, s->plan.act_bits, c);
                 }
             }
 }

@@ -3,7 +3,7 @@
 #define FMPQ_PACK_H
 #include "internal.h"
 
-/* [tap][cp/4][cop][4]; with n = 8 the weight is 2*w + low. corr[co] = -(sum of mean*w) for the network's input, else 0.
+/* [tap][cp/4][cop][4]; with n = 8 the weight is 2*w + low. corr[co] = -(sum of zero*w), zero being the image's mean or the zero point.
  * Grouped convolutions get plain OHWI int16. */
 void fmpq_pack_forward(const fmpq_session *s, uint32_t r, uint8_t *w, uint8_t *low, int32_t *corr);
 /* Transposed: for each phase (py, px) its taps, [tap][cot/4][cip][4]; corr[phase][cip] = -128 * sum of w (errors are stored + 128). */

@@ -57,7 +57,7 @@ static int check_skip(const fmpq_program *p, const fmpq_record *r, uint32_t i)
     const fmpq_record *s;
     if (r->skip_kind == FMPQ_SKIP_NONE)
         return r->skip == FMPQ_NO_TENSOR ? FMPQ_OK : FMPQ_E_PROGRAM_TOPOLOGY;
-    if (r->skip_kind > FMPQ_SKIP_OPTION_A)
+    if (r->skip_kind != FMPQ_SKIP_IDENTITY && r->skip_kind != FMPQ_SKIP_OPTION_A)
         return FMPQ_E_PROGRAM_KIND;
     if (r->skip == 0 || r->skip > i || r->skip == r->input)
         return FMPQ_E_PROGRAM_TOPOLOGY;
@@ -68,11 +68,27 @@ static int check_skip(const fmpq_program *p, const fmpq_record *r, uint32_t i)
                                                                                                                  : FMPQ_E_PROGRAM_SHAPE;
 }
 
+static int check_concat(const fmpq_program *p, const fmpq_record *r, uint32_t i)
+{
+    const fmpq_record *a = &p->rec[r->input - 1], *b;
+    if (!r->input || r->skip_kind != FMPQ_SKIP_CONCAT || !r->skip || r->skip > i || r->skip == r->input)
+        return FMPQ_E_PROGRAM_TOPOLOGY;
+    b = &p->rec[r->skip - 1];
+    if (r->kh != 1 || r->kw != 1 || r->stride != 1 || r->pad || r->groups != 1 || r->skip_pad_c || r->t_out < a->t_out || r->t_out < b->t_out ||
+        ((a->flags ^ b->flags) & FMPQ_LINEAR))
+        return FMPQ_E_PROGRAM_KIND;
+    if (r->h_in != a->h_out || r->w_in != a->w_out || b->h_out != a->h_out || b->w_out != a->w_out || r->h_out != r->h_in || r->w_out != r->w_in ||
+        r->cin != r->cout || (uint32_t)a->cout + b->cout != r->cout || size_of(r) > 1u << 24)
+        return FMPQ_E_PROGRAM_SHAPE;
+    return FMPQ_OK;
+}
+
 static int check_record(const fmpq_program *p, uint32_t i)
 {
     const fmpq_record *r = &p->rec[i];
     uint32_t h = p->in_h, w = p->in_w, c = p->in_c;
-    if (r->kind < FMPQ_CONV || r->kind > FMPQ_CLASSIFIER || r->reserved || r->t_out > 6 || r->name[31] != 0)
+    if (r->kind < FMPQ_CONV || r->kind > FMPQ_CLASSIFIER || r->flags > (r->kind == FMPQ_CONV ? FMPQ_LINEAR | FMPQ_BIASED : 0) || r->t_out > 6 ||
+        r->name[31] != 0)
         return FMPQ_E_PROGRAM_KIND;
     if (r->input > i)
         return FMPQ_E_PROGRAM_TOPOLOGY;
@@ -93,6 +109,8 @@ static int check_record(const fmpq_program *p, uint32_t i)
     }
     if (i + 1u == p->n_records)
         return FMPQ_E_PROGRAM_TOPOLOGY;
+    if (r->kind == FMPQ_CONCAT)
+        return check_concat(p, r, i);
     if (r->kind == FMPQ_CONV && r->h_in == 1 && r->w_in == 1 && r->kh == 1 && r->kw == 1) {
         if (r->cin != h * w * c) /* a hidden linear layer may flatten its input */
             return FMPQ_E_PROGRAM_SHAPE;
@@ -172,7 +190,7 @@ int fmpq_program_parse(const void *data, size_t len, fmpq_program *p)
     for (uint32_t i = 0; i < p->n_records; i++) {
         const uint8_t *q = b + HEADER + RECORD * i;
         fmpq_record *r = &p->rec[i];
-        r->kind = q[0], r->kh = q[1], r->kw = q[2], r->stride = q[3], r->pad = q[4], r->skip_kind = q[5], r->t_out = q[6], r->reserved = q[7];
+        r->kind = q[0], r->kh = q[1], r->kw = q[2], r->stride = q[3], r->pad = q[4], r->skip_kind = q[5], r->t_out = q[6], r->flags = q[7];
         r->groups = (uint16_t)le16(q + 8), r->cin = (uint16_t)le16(q + 10), r->cout = (uint16_t)le16(q + 12);
         r->h_in = (uint16_t)le16(q + 14), r->w_in = (uint16_t)le16(q + 16), r->h_out = (uint16_t)le16(q + 18), r->w_out = (uint16_t)le16(q + 20);
         r->input = (uint16_t)le16(q + 22), r->skip = (uint16_t)le16(q + 24), r->skip_pad_c = (uint16_t)le16(q + 26);
@@ -182,7 +200,9 @@ int fmpq_program_parse(const void *data, size_t len, fmpq_program *p)
         err = check_record(p, i);
         if (err)
             return err;
-        if (r->kind != FMPQ_CONV && r->kind != FMPQ_CLASSIFIER)
+        if (r->kind != FMPQ_CONV)
+            r->flags = p->rec[r->input - 1].flags & FMPQ_LINEAR;
+        if (r->kind != FMPQ_CONV && r->kind != FMPQ_CLASSIFIER && r->kind != FMPQ_CONCAT)
             r->t_out = p->rec[r->input - 1].t_out; /* pools inherit the exponent of what they read */
     }
     if (p->rec[p->n_records - 1u].kind != FMPQ_CLASSIFIER)

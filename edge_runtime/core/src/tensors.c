@@ -49,12 +49,13 @@ uint32_t fmpq_tensor_make_room(const fmpq_program *p, uint32_t t, int kept)
 static void option_a(const fmpq_record *r, const fmpq_record *from, const uint8_t *in, uint8_t *out)
 {
     const uint32_t c = from->cout, pad = r->skip_pad_c, w = from->w_out;
+    const int zero = from->flags & FMPQ_LINEAR ? 128 : 0;
     for (uint32_t y = 0; y < r->h_out; y++)
         for (uint32_t x = 0; x < r->w_out; x++) {
             uint8_t *o = out + (y * r->w_out + x) * r->cout;
             memmove(o + pad, in + (2 * y * w + 2 * x) * c, c);
-            memset(o, 0, pad);
-            memset(o + pad + c, 0, r->cout - pad - c);
+            memset(o, zero, pad);
+            memset(o + pad + c, zero, r->cout - pad - c);
         }
 }
 
@@ -102,7 +103,7 @@ void fmpq_tensor_make(const fmpq_session *s, uint32_t t, uint32_t sample, uint8_
     const uint32_t i = t - 1;
     const fmpq_record *r = &s->p->rec[i];
     const uint8_t *skip = NULL;
-    int32_t skip_shift = 0;
+    int32_t skip_shift = 0, offset = fmpq_zero(s->p, t) << (12 + r->t_out);
     if (r->skip_kind == FMPQ_SKIP_IDENTITY) {
         skip = fmpq_tensor(s, r->skip, sample, out);
     } else if (r->skip_kind == FMPQ_SKIP_OPTION_A) {
@@ -110,10 +111,12 @@ void fmpq_tensor_make(const fmpq_session *s, uint32_t t, uint32_t sample, uint8_
         option_a(r, &s->p->rec[r->skip - 1], fmpq_tensor(s, r->skip, sample, at), out);
         skip = out;
     }
-    if (skip)
+    if (skip) {
         skip_shift = 12 + s->p->rec[r->skip - 1].t_out;
+        offset -= fmpq_zero(s->p, r->skip) << skip_shift;
+    }
     s->k->act((const int8_t *)(s->base + s->slot[i].xhat) + (size_t)sample * s->d[i].out_size, out, r->h_out * r->w_out, r->cout,
-              fmpq_params_i32(s, i, 0), fmpq_params_i32(s, i, 1), skip, skip_shift, 12 + r->t_out);
+              fmpq_params_i32(s, i, 0), fmpq_params_i32(s, i, 1), skip, skip_shift, 12 + r->t_out, offset);
 }
 
 void fmpq_input_tile(const fmpq_session *s, const fmpq_record *r, uint32_t sample, const fmpq_geometry *t, uint8_t *tile)
@@ -153,7 +156,7 @@ void fmpq_act_tile(const fmpq_session *s, uint32_t record, uint32_t sample, cons
     const fmpq_record *r = &s->p->rec[record];
     const int32_t bits = s->plan.act_bits, row = r->w_in * r->cin;
     const uint8_t *u = fmpq_tensor(s, r->input, sample, stream);
-    memset(tile, 0, (size_t)t->rows * (size_t)t->cols * (size_t)t->c);
+    memset(tile, fmpq_zero_read(s->p, r, bits, 0), (size_t)t->rows * (size_t)t->cols * (size_t)t->c);
     for (int32_t y = 0; y < r->h_in; y++) {
         uint8_t *o = tile + ((y + t->top) * t->cols + t->left) * t->c;
         if (t->c == r->cin) {

@@ -121,7 +121,8 @@ void fmpq_update_params(fmpq_session *s, uint32_t i, const int64_t *s1, const in
     int32_t *gamma = fmpq_params_i32(s, i, 0), *beta = fmpq_params_i32(s, i, 1);
     int32_t *v = at32(s, s->slot[i].velocity_bn), *sum = at32(s, s->slot[i].sums_bn);
     for (uint32_t c = 0; c < n; c++) {
-        move(s, fmpq_fx_apply64(s2[c], fg), &gamma[c], v ? v + c : NULL, sum ? sum + c : NULL, 32767 << 16);
+        if (!(s->p->rec[i].flags & FMPQ_BIASED))
+            move(s, fmpq_fx_apply64(s2[c], fg), &gamma[c], v ? v + c : NULL, sum ? sum + c : NULL, 32767 << 16);
         move(s, fmpq_fx_apply64(s1[c], fb), &beta[c], v ? v + n + c : NULL, sum ? sum + n + c : NULL, 1 << 30);
     }
 }

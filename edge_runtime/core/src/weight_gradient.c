@@ -62,7 +62,7 @@ static void to_weights(void *arg, uint32_t sample, uint32_t worker)
     }
 }
 
-/* gradient of row `row` (relative to the tile) into u: G' = rshift(G - mean * sum of errors, gs) */
+/* gradient of row `row` (relative to the tile) into u: G' = rshift(G - zero * sum of errors, gs) */
 static void gather_row(const weight_pass *f, uint32_t row, int32_t *u)
 {
     const fmpq_session *s = f->s;
@@ -75,14 +75,14 @@ static void gather_row(const weight_pass *f, uint32_t row, int32_t *u)
     const int32_t *g = (const int32_t *)(const void *)(mine + f->w.g) + first;
     const int64_t *g64 = (const int64_t *)(const void *)(mine + f->w.g64) + first;
     const int64_t sum = ((const int32_t *)(const void *)(mine + f->w.sums))[co];
-    if (!d->gs && r->input) {
+    if (!d->gs && r->input && !fmpq_zero(s->p, r->input)) {
         for (uint32_t k = 0; k < taps * ci; k++)
             u[k] = g[k * step];
         return;
     }
     for (uint32_t k = 0; k < taps * ci; k++) {
-        const int64_t mean = r->input ? 0 : s->p->mean[((uint32_t)co / ((uint32_t)r->cout / r->groups) * ci + k % ci) % s->p->in_c];
-        u[k] = (int32_t)fmpq_rshift64((d->gs ? g64[k * step] : g[k * step]) - mean * sum, d->gs);
+        const int64_t zero = fmpq_zero_read(s->p, r, s->plan.act_bits, co / ((uint32_t)r->cout / r->groups) * ci + k % ci);
+        u[k] = (int32_t)fmpq_rshift64((d->gs ? g64[k * step] : g[k * step]) - zero * sum, d->gs);
     }
 }
 

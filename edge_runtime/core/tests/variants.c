@@ -197,7 +197,8 @@ static int try_norm(const fmpq_kernels *k)
 
 static int try_act(const fmpq_kernels *k)
 {
-    const int32_t c = between(1, 70), n = between(1, 200), kind = between(0, 2), skip_shift = between(12, 18), out_shift = between(12, 18);
+    const int32_t c = between(1, 70), n = between(1, 200), kind = between(0, 2), skip_shift = between(12, 18), out_shift = between(12, 18),
+                  offset = (between(0, 1) << (out_shift + 7)) - (kind && between(0, 1) ? 128 << skip_shift : 0);
     const size_t size = (size_t)(n * c);
     fill8(0, (uint32_t)size, -127, 127);
     for (size_t i = 0; i < size + TAIL; i++)
@@ -206,8 +207,9 @@ static int try_act(const fmpq_kernels *k)
         vec[0][i] = extreme(-(32767 << 16), 32767 << 16);
         vec[1][i] = extreme(-(1 << 30), 1 << 30);
     }
-    fmpq_kernels_scalar.act(in[0].s8, mine.u8, n, c, vec[0], vec[1], kind == 0 ? NULL : kind == 1 ? in[1].u8 : mine.u8, skip_shift, out_shift);
-    k->act(in[0].s8, theirs.u8, n, c, vec[0], vec[1], kind == 0 ? NULL : kind == 1 ? in[1].u8 : theirs.u8, skip_shift, out_shift);
+    fmpq_kernels_scalar.act(in[0].s8, mine.u8, n, c, vec[0], vec[1], kind == 0 ? NULL : kind == 1 ? in[1].u8 : mine.u8, skip_shift, out_shift,
+                            offset);
+    k->act(in[0].s8, theirs.u8, n, c, vec[0], vec[1], kind == 0 ? NULL : kind == 1 ? in[1].u8 : theirs.u8, skip_shift, out_shift, offset);
     SHAPE("%d positions, %d channels, skip %d << %d, >> %d", n, c, kind, skip_shift, out_shift);
     return differs(k, "act", mine.u8, theirs.u8, size + TAIL, shape);
 }

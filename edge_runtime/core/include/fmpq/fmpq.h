@@ -32,8 +32,12 @@ typedef enum fmpq_error {
     FMPQ_ERROR_COUNT_
 } fmpq_error;
 
-enum { FMPQ_CONV = 1, FMPQ_MAXPOOL = 2, FMPQ_AVGPOOL = 3, FMPQ_GLOBALPOOL = 4, FMPQ_CLASSIFIER = 5 };
-enum { FMPQ_SKIP_NONE = 0, FMPQ_SKIP_IDENTITY = 1, FMPQ_SKIP_OPTION_A = 2 };
+enum { FMPQ_CONV = 1, FMPQ_MAXPOOL = 2, FMPQ_AVGPOOL = 3, FMPQ_GLOBALPOOL = 4, FMPQ_CLASSIFIER = 5, FMPQ_CONCAT = 6 };
+enum { FMPQ_SKIP_NONE = 0, FMPQ_SKIP_IDENTITY = 1, FMPQ_SKIP_OPTION_A = 2, FMPQ_SKIP_CONCAT = 3 };
+enum { /* flags of a convolution record; pools and concatenations inherit FMPQ_LINEAR */
+    FMPQ_LINEAR = 1, /* no ReLU: the output has zero point 128 */
+    FMPQ_BIASED = 2  /* no batch-norm: statistics and gamma are constants of the state */
+};
 
 typedef struct fmpq_fx { /* m * 2^e, m = 0 or 2^30 <= m < 2^31 */
     uint32_t m;
@@ -41,7 +45,7 @@ typedef struct fmpq_fx { /* m * 2^e, m = 0 or 2^30 <= m < 2^31 */
 } fmpq_fx;
 
 typedef struct fmpq_record {
-    uint8_t kind, kh, kw, stride, pad, skip_kind, t_out, reserved;
+    uint8_t kind, kh, kw, stride, pad, skip_kind, t_out, flags;
     uint16_t groups, cin, cout, h_in, w_in, h_out, w_out, input, skip, skip_pad_c;
     char name[32];
 } fmpq_record;

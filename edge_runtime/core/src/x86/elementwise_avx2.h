@@ -28,10 +28,10 @@ static inline __m256i narrow16(__m256i a, __m256i b)
 }
 
 static void act256(const int8_t *x, uint8_t *out, int32_t n, int32_t c, const int32_t *gacc, const int32_t *bacc, const uint8_t *skip,
-                   int32_t skip_shift, int32_t out_shift)
+                   int32_t skip_shift, int32_t out_shift, int32_t offset)
 {
     if (c % 16) {
-        NAME(act)(x, out, n, c, gacc, bacc, skip, skip_shift, out_shift);
+        NAME(act)(x, out, n, c, gacc, bacc, skip, skip_shift, out_shift, offset);
         return;
     }
     for (int32_t k = 0; k < c; k += 16) {
@@ -40,7 +40,7 @@ static void act256(const int8_t *x, uint8_t *out, int32_t n, int32_t c, const in
         const __m128i so = _mm_cvtsi32_si128(out_shift), ss = _mm_cvtsi32_si128(skip_shift);
         for (int i = 0; i < 16; i++) {
             gs[i] = max32(min32((int32_t)fmpq_rshift64(gacc[k + i], 16), 32767), -32767);
-            bs[i] = (int32_t)fmpq_rshift64(bacc[k + i], 8) + (1 << (out_shift - 1));
+            bs[i] = (int32_t)fmpq_rshift64(bacc[k + i], 8) + (1 << (out_shift - 1)) + offset;
         }
         for (int h = 0; h < 2; h++) {
             g[h] = low8(load8(gs + 8 * h));

@@ -23,10 +23,10 @@ static inline __m512i low16(__m512i v)
 }
 
 static void act512(const int8_t *x, uint8_t *out, int32_t n, int32_t c, const int32_t *gacc, const int32_t *bacc, const uint8_t *skip,
-                   int32_t skip_shift, int32_t out_shift)
+                   int32_t skip_shift, int32_t out_shift, int32_t offset)
 {
     if (c % 16) {
-        NAME(act)(x, out, n, c, gacc, bacc, skip, skip_shift, out_shift);
+        NAME(act)(x, out, n, c, gacc, bacc, skip, skip_shift, out_shift, offset);
         return;
     }
     for (int32_t k = 0; k < c; k += 16) {
@@ -36,7 +36,7 @@ static void act512(const int8_t *x, uint8_t *out, int32_t n, int32_t c, const in
         const __m128i so = _mm_cvtsi32_si128(out_shift), ss = _mm_cvtsi32_si128(skip_shift);
         for (int i = 0; i < 16; i++) {
             gs[i] = max32(min32((int32_t)fmpq_rshift64(gacc[k + i], 16), 32767), -32767);
-            bs[i] = (int32_t)fmpq_rshift64(bacc[k + i], 8) + (1 << (out_shift - 1));
+            bs[i] = (int32_t)fmpq_rshift64(bacc[k + i], 8) + (1 << (out_shift - 1)) + offset;
         }
         g = low16(_mm512_loadu_si512(gs));
         b = _mm512_loadu_si512(bs);
