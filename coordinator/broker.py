@@ -1,8 +1,9 @@
 """The broker a coordinator runs for itself: Mosquitto as a child process, or amqtt where there is no Mosquitto.
 
-Both listen in plain text, on the loopback interface unless told otherwise, and keep retained state and sessions on disk
-at once (`autosave_on_changes`: with the default, a killed Mosquitto forgets acknowledged messages). Correctness never
-rests on the broker; its persistence only saves devices a repeat.
+With `tls` (what `fedmpq coordinator serve` gives it) Mosquitto takes only clients with a certificate of the fleet's
+authority, under the name in it, and lets each see and write its own topics. Without, both brokers listen in plain text.
+Mosquitto keeps retained state and sessions on disk at once (`autosave_on_changes`: with the default, a killed one
+forgets acknowledged messages). Correctness never rests on the broker; its persistence only saves devices a repeat.
 """
 
 from __future__ import annotations
@@ -16,28 +17,74 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from fedmpq.edge_runtime.protocol import MAX_MESSAGE
+from fedmpq.edge_runtime.seal import SEAL_SIZE
 from fedmpq.errors import NetworkError, StateError
 
 START_TIMEOUT_S = 10.0
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _CONFIG = """\
 # Written by `fedmpq coordinator serve`; changes are overwritten.
 listener {port} {host}
-allow_anonymous true
-persistence true
+{access}persistence true
 persistence_location {directory}/
 autosave_on_changes true
 autosave_interval 1
 max_queued_messages 10000
 max_inflight_messages 64
-message_size_limit 262144
+max_queued_bytes 67108864
+message_size_limit {largest}
 log_dest file {directory}/mosquitto.log
 log_type error
 log_type warning
 log_type notice
 user {user}
 """
+_OPEN = "allow_anonymous true\n"
+_CLOSED = """\
+allow_anonymous false
+cafile {ca}
+certfile {certificate}
+keyfile {key}
+crlfile {revoked}
+require_certificate true
+use_identity_as_username true
+use_username_as_clientid true
+tls_version tlsv1.2
+acl_file {acl}
+"""
+#: %u is the certificate's common name. A subscription beyond these is granted by Mosquitto but delivers nothing.
+_ACL = """\
+user {coordinator}
+topic readwrite {prefix}#
+
+pattern read {prefix}coord/state
+pattern read {prefix}round
+pattern write {prefix}d/%u/state
+pattern write {prefix}d/%u/up/#
+pattern read {prefix}d/%u/dn/#
+"""
+
+
+@dataclass(frozen=True)
+class BrokerTls:
+    """What a closed broker needs: PEM files, and whose topics it guards.
+
+    Attributes:
+        ca, certificate, key, revoked: files.
+        coordinator: user name that may see and write everything of the fleet.
+        prefix: of the fleet's topics.
+    """
+
+    ca: Path
+    certificate: Path
+    key: Path
+    revoked: Path
+    coordinator: str
+    prefix: str
 
 
 def find_mosquitto() -> str | None:
@@ -55,6 +102,7 @@ class ManagedBroker:
         host: interface to listen on.
         port: TCP port; 0 picks a free one.
         kind: "auto", "mosquitto" or "amqtt".
+        tls: certificates and access; None for plain text, where anyone may say anything.
         warn: receives one line where the fallback is used or the interface is not loopback.
     """
 
@@ -65,6 +113,7 @@ class ManagedBroker:
         host: str = "127.0.0.1",
         port: int = 1883,
         kind: str = "auto",
+        tls: BrokerTls | None = None,
         warn: Callable[[str], object] = str,
     ) -> None:
         self.directory = directory
@@ -78,18 +127,24 @@ class ManagedBroker:
         program = find_mosquitto() if kind in {"auto", "mosquitto"} else None
         if kind == "mosquitto" and program is None:
             raise NetworkError("there is no mosquitto program on this machine", "apt-get install mosquitto")
+        if tls is not None and program is None:
+            raise NetworkError(
+                "a closed broker needs mosquitto, which is not on this machine",
+                "apt-get install mosquitto, or --insecure for an open one",
+            )
         self._program = program
+        self._tls = tls
         self.kind = "mosquitto" if program else "amqtt"
         if kind == "auto" and program is None:
             warn("no mosquitto found: using the built-in amqtt broker, for trying out only (apt-get install mosquitto)")
-        if host not in {"127.0.0.1", "localhost", "::1"}:
+        if tls is None and host not in LOOPBACK:
             warn(f"the broker on {host}:{self.port} takes anyone, in plain text: use it on a trusted network only")
 
     @property
     def url(self) -> str:
         """Where clients connect."""
         host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104
-        return f"mqtt://{host}:{self.port}"
+        return f"{'mqtt' if self._tls is None else 'mqtts'}://{host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -111,12 +166,13 @@ class ManagedBroker:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             directory = self.directory.absolute()
-            config = _CONFIG.format(port=self.port, host=self.host, directory=directory, user=getpass.getuser())
+            config = self._config(directory)
             pid_file = directory / "broker.pid"
             old = int(pid_file.read_text()) if pid_file.is_file() and pid_file.read_text().isdigit() else 0
             same = self._config_path.is_file() and self._config_path.read_text() == config
             if old and same and _runs_with(old, self._config_path):
                 self._adopted = old
+                self.reload()
                 self._wait_until_open()
                 return
             _check_port(self.host, self.port)
@@ -165,6 +221,27 @@ class ManagedBroker:
             self._adopted = 0
         (self.directory / "broker.pid").unlink(missing_ok=True)
 
+    def reload(self) -> None:
+        """Has a closed broker read certificates, revocations and access rules again."""
+        if self._tls is not None and self.pid:
+            os.kill(self.pid, signal.SIGHUP)
+
+    def _config(self, directory: Path) -> str:
+        access = _OPEN
+        if self._tls is not None:
+            tls = self._tls
+            acl = directory / "acl"
+            acl.touch(0o600)
+            acl.write_text(_ACL.format(coordinator=tls.coordinator, prefix=tls.prefix))
+            access = _CLOSED.format(
+                ca=tls.ca.absolute(), certificate=tls.certificate.absolute(), key=tls.key.absolute(),
+                revoked=tls.revoked.absolute(), acl=acl,
+            )  # fmt: skip
+        return _CONFIG.format(
+            port=self.port, host=self.host, directory=directory, user=getpass.getuser(), access=access,
+            largest=MAX_MESSAGE + SEAL_SIZE,
+        )  # fmt: skip
+
     def _command(self) -> list[str]:
         path = str(self._config_path.absolute())
         if self._program is not None:
@@ -174,7 +251,7 @@ class ManagedBroker:
 
     def _wait_until_open(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        host = self.url.removeprefix("mqtt://").rpartition(":")[0]
+        host = self.url.partition("://")[2].rpartition(":")[0]
         while time.monotonic() < deadline:
             if not self.pid:
                 raise NetworkError(

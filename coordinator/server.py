@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from time import monotonic
 
+from fedmpq.coordinator.gate import Gate, RefusedError
 from fedmpq.coordinator.machine import Machine, Outgoing
 from fedmpq.edge_runtime import faults
 from fedmpq.edge_runtime.topics import Topics
 from fedmpq.edge_runtime.transport import Connected, Disconnected, Incoming, Transport, Will
-from fedmpq.errors import NetworkError, ProtocolError
+from fedmpq.errors import NetworkError
 
 #: Seconds between looks at the clock; a tick costs a few reads of the journal.
 TICK_S = 0.1
@@ -23,12 +24,21 @@ class Server:
         transport: not connected yet.
         fleet: whose topics these are.
         say: receives lines for the operator.
+        gate: judges messages before they are read; None takes any sender.
     """
 
-    def __init__(self, machine: Machine, transport: Transport, fleet: str, say: Callable[[str], object] = str) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        transport: Transport,
+        fleet: str,
+        say: Callable[[str], object] = str,
+        gate: Gate | None = None,
+    ) -> None:
         self.machine = machine
         self.transport = transport
         self.topics = Topics(fleet)
+        self.gate = gate or Gate(self.topics)
         self._say = say
         self._next_tick = 0.0
 
@@ -63,7 +73,9 @@ class Server:
             else:
                 topic = self.topics.device(message.device, message.kind)
             faults.point("message:sending")
-            self.transport.publish(topic, message.payload, retain=message.retain)
+            payload = self.gate.close(topic, message.device, message.payload)
+            if payload is not None:
+                self.transport.publish(topic, payload, retain=message.retain)
 
     def close(self) -> None:
         """Tells the fleet and disconnects."""
@@ -72,11 +84,11 @@ class Server:
         self.transport.close()
 
     def _receive(self, event: Incoming) -> None:
-        faults.point("message:received")
         try:
-            route = self.topics.parse(event.topic)
-        except ProtocolError as error:
-            self._say(error.message)
+            route, payload = self.gate.enter(event.topic, event.payload)
+        except RefusedError as error:
+            if self.gate.notable(error):
+                self.machine.note_refused(error.device, error.reason, error.detail)
             return
-        if route.device is not None:
-            self.send(self.machine.handle(route.kind, route.device, event.payload))
+        assert route.device is not None
+        self.send(self.machine.handle(route.kind, route.device, payload))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedmpq.coordinator import admission, evaluate, layout, source, strategies
+from fedmpq.coordinator import admission, enrolment, evaluate, layout, source, strategies
 from fedmpq.coordinator.blobs import BlobStore
-from fedmpq.coordinator.broker import ManagedBroker
+from fedmpq.coordinator.broker import LOOPBACK, BrokerTls, ManagedBroker
 from fedmpq.coordinator.config import RunConfig
 from fedmpq.coordinator.engine import Engine
+from fedmpq.coordinator.enrolment import Enrolment
+from fedmpq.coordinator.gate import Gate
 from fedmpq.coordinator.journal import FILE, Journal
 from fedmpq.coordinator.machine import Machine
 from fedmpq.coordinator.run_state import RunState
@@ -21,6 +23,7 @@ from fedmpq.coordinator.server import Server
 from fedmpq.coordinator.source import Source
 from fedmpq.edge_runtime.mqtt import Broker, MqttTransport
 from fedmpq.edge_runtime.shard import Shard
+from fedmpq.edge_runtime.topics import Topics
 from fedmpq.errors import ConfigError, RoundError, UsageError
 
 
@@ -33,6 +36,9 @@ class Where:
         broker: URL of a broker; None starts a managed one.
         host, port, kind: of the managed broker.
         tls: CA, certificate and key files for `broker`.
+        insecure: lets anyone take part who reaches the broker: a managed broker in plain text, no enrolment.
+        security: directory of the fleet's authority and enrolments; None for `security` in the data directory.
+        advertise: URL that devices are told at enrolment, where it is not the broker's own.
     """
 
     fleet: str = "fleet"
@@ -41,6 +47,9 @@ class Where:
     port: int = 1883
     kind: str = "auto"
     tls: tuple[Path | None, Path | None, Path | None] = (None, None, None)
+    insecure: bool = False
+    security: Path | None = None
+    advertise: str = ""
 
 
 def stored_run(directory: Path) -> tuple[RunConfig, Source] | None:
@@ -62,9 +71,9 @@ def stored_run(directory: Path) -> tuple[RunConfig, Source] | None:
     return RunConfig.from_dict(json.loads(config)), Source(program, layout.of_program(program), unused, "journal")
 
 
-def make_config(strategy: str, values: Mapping[str, Any]) -> RunConfig:
+def make_config(strategy: str, values: Mapping[str, Any], *, paper_literal: bool = False) -> RunConfig:
     """A run's configuration: the defaults, then what the strategy sets, then what the user asked for."""
-    return RunConfig.from_dict({**strategies.choices(strategy), **values})
+    return RunConfig.from_dict({**strategies.choices(strategy, paper_literal=paper_literal), **values})
 
 
 class Service:
@@ -107,22 +116,68 @@ class Service:
         try:
             judge = None if test is None else evaluate.TestSet(Engine("core", origin.program), config, test)
             self.machine = Machine(self.run, judge)
-            if where.broker is None:
-                self.broker = ManagedBroker(
-                    directory / "broker", host=where.host, port=where.port, kind=where.kind, warn=say
-                )
-                self.broker.start()
-                self.url = self.broker.url
-            else:
-                self.url = where.broker
-            ca, certificate, key = where.tls
-            address = Broker.from_url(self.url, ca=ca, certificate=certificate, key=key)
+            self.enrolment: Enrolment | None = None
+            if not where.insecure:
+                self.enrolment = Enrolment(where.security or directory / "security", where.fleet)
+            address = self._own_broker(directory, where) if where.broker is None else self._given_broker(where)
             transport = MqttTransport(address, f"fmpq-{where.fleet}-coordinator")
-            self.server = Server(self.machine, transport, where.fleet, say)
+            gate = Gate(Topics(where.fleet), self.enrolment)
+            self.server = Server(self.machine, transport, where.fleet, say, gate)
             self.server.connect()
         except BaseException:
             self.close(linger_s=0.0)
             raise
+
+    def _own_broker(self, directory: Path, where: Where) -> Broker:
+        """Starts the managed broker; returns how the coordinator reaches it."""
+        tls = files = None
+        if self.enrolment is not None:
+            server = self.enrolment.server_files(enrolment.host_names(where.host))
+            files = self.enrolment.coordinator_files()
+            tls = BrokerTls(
+                server.ca,
+                server.certificate,
+                server.key,
+                self.enrolment.revocation_file(),
+                enrolment.COORDINATOR,
+                Topics(where.fleet).prefix,
+            )
+        managed = ManagedBroker(
+            directory / "broker", host=where.host, port=where.port, kind=where.kind, tls=tls, warn=self._say
+        )
+        self.broker = managed
+        managed.start()
+        self.url = managed.url
+        if self.enrolment is None or files is None:
+            return Broker.from_url(self.url)
+        self.enrolment.remember_broker(where.advertise or enrolment.public_url(where.host, managed.port))
+        address = Broker.from_url(self.url, ca=files.ca, certificate=files.certificate, key=files.key)
+        return replace(address, server_name=enrolment.SERVER_NAME)
+
+    def _given_broker(self, where: Where) -> Broker:
+        """A broker that runs already; UsageError if it is in plain text and that was not asked for."""
+        assert where.broker is not None
+        self.url = where.broker
+        ca, certificate, key = where.tls
+        address = Broker.from_url(where.broker, ca=ca, certificate=certificate, key=key)
+        if self.enrolment is not None:
+            if not address.tls:
+                raise UsageError(
+                    f"broker {address} is in plain text", "use mqtts://, or add --insecure to do so anyway"
+                )
+            self.enrolment.remember_broker(where.advertise or str(address))
+        elif not address.tls and address.host not in LOOPBACK:
+            self._say(f"broker {address} is in plain text and open: use it on a trusted network only")
+        return address
+
+    def _look_after_broker(self) -> None:
+        """Restarts a managed broker that has died, and tells it about devices that were taken out."""
+        if self.broker is None:
+            return
+        self.broker.ensure()
+        if self.enrolment is not None and self.enrolment.changed():
+            self.enrolment.revocation_file()
+            self.broker.reload()
 
     def serve(
         self,
@@ -144,8 +199,7 @@ class Service:
         last_look = 0.0
         end: float | None = None
         while not stop():
-            if self.broker is not None:
-                self.broker.ensure()
+            self._look_after_broker()
             try:
                 self.server.step()
             except RoundError as error:

@@ -43,6 +43,7 @@ from fedmpq.edge_runtime.protocol import (
     digest,
     encode,
 )
+from fedmpq.edge_runtime.seal import Seal
 from fedmpq.edge_runtime.store import Store
 from fedmpq.edge_runtime.trainer import Samples, check_samples
 from fedmpq.edge_runtime.transport import Connected, Disconnected, Event, Incoming, Transport, Will
@@ -83,6 +84,7 @@ class Agent:
         store: the state directory, held by this process.
         samples: the shard.
         core: the core binding, or a module with the same names.
+        seal: the key shared with the coordinator; with it, nothing unsealed is taken on the device's own topics.
         clock: seconds, monotonic; simulated in tests.
         trials: how arena sizes are measured (in a child process by default).
     """
@@ -95,6 +97,7 @@ class Agent:
         samples: Samples,
         core: Any,
         *,
+        seal: Seal | None = None,
         clock: Callable[[], float] = monotonic,
         trials: Callable[[Any, Path, Any, int, int], Trials] = trials_in_child,
     ) -> None:
@@ -103,7 +106,7 @@ class Agent:
         self.rounds_trained = 0
         self.assignment: Assignment | None = None
         self._transport, self._store, self._samples, self._core = transport, store, samples, core
-        self._clock, self._trials = clock, trials
+        self._clock, self._trials, self._seal = clock, trials, seal
         self._topics = topics.Topics(options.fleet)
         self._rng = random.Random(options.device)
         self._linked = False
@@ -125,7 +128,8 @@ class Agent:
         """Connect; the will carries the same number as the birth that follows."""
         number = (self._store.record.bd_seq + 1) % 2**32
         self._store.update(bd_seq=number)
-        will = Will(self._own(topics.STATE), encode(self._state(online=False)), self.options.will_delay_s)
+        topic, payload = self._own(topics.STATE), encode(self._state(online=False))
+        will = Will(topic, self._closed(topic, payload), self.options.will_delay_s)
         self._transport.connect(self._topics.for_device(self.options.device), will, timeout_s)
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
@@ -198,7 +202,10 @@ class Agent:
             route = self._topics.parse(event.topic)
             if route.device not in (None, self.options.device):
                 raise ProtocolError(f"{event.topic}: meant for another device")
-            self._dispatch(decode(route.kind, event.payload), event.payload)
+            payload = event.payload
+            if self._seal is not None and route.device is not None:
+                payload = self._seal.open(event.topic, payload)
+            self._dispatch(decode(route.kind, payload), payload)
         except ProtocolError as error:
             log.warning("message dropped: %s", error)
 
@@ -453,7 +460,11 @@ class Agent:
 
     def _send(self, kind: str, payload: bytes, *, retain: bool = False) -> None:
         faults.point("device-message:sending")
-        self._transport.publish(self._own(kind), payload, retain=retain)
+        topic = self._own(kind)
+        self._transport.publish(topic, self._closed(topic, payload), retain=retain)
+
+    def _closed(self, topic: str, payload: bytes) -> bytes:
+        return payload if self._seal is None else self._seal.close(topic, payload)
 
 
 __all__ = ["Agent", "Options", "Update"]

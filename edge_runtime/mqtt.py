@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import queue
 import ssl
+import tempfile
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import paho.mqtt.client as paho
@@ -26,6 +27,9 @@ from fedmpq.edge_runtime.protocol import MAX_MESSAGE
 from fedmpq.edge_runtime.transport import Connected, Disconnected, Event, Incoming, Traffic, Will, check_size
 from fedmpq.errors import NetworkError, UsageError
 
+if TYPE_CHECKING:
+    from fedmpq.edge_runtime.credentials import Credentials
+
 SESSION_EXPIRY_S: Final = 24 * 3600
 KEEPALIVE_S: Final = 30
 #: Bytes of topic, properties and fixed header that a packet adds to its payload, generously.
@@ -36,17 +40,31 @@ _BAD_CREDENTIALS: Final = (0x86, 0x87, 0x8A, 0x8C)
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """Where a broker is and how to log in. `version` is 5, 4 (MQTT 3.1.1), or 0 for 5 with 4 as the fallback."""
+    """Where a broker is and how to log in. `version` is 5, 4 (MQTT 3.1.1), or 0 for 5 with 4 as the fallback.
+
+    `server_name` is the name its certificate must carry if it is not `host`. `identity` is what enrolment gave: it
+    stands for the three files.
+    """
 
     host: str
     port: int
     tls: bool = False
     username: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     version: int = 0
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
+    server_name: str = ""
+    identity: Credentials | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_credentials(cls, credentials: Credentials, url: str = "") -> Broker:
+        """The broker that credentials name, or another one under `url`, with their certificate."""
+        broker = cls.from_url(url or credentials.broker)
+        if not broker.tls:
+            raise UsageError(f"broker {broker} is in plain text, credentials are for TLS", "mqtts://HOST:8883")
+        return replace(broker, server_name=credentials.server_name, identity=credentials)
 
     @classmethod
     def from_url(
@@ -205,23 +223,26 @@ class MqttTransport:
         self._client = client
         try:
             client.connect(self.broker.host, self.broker.port, keepalive=KEEPALIVE_S, **settings)
+        except ssl.SSLError as error:
+            self._client = None
+            raise NetworkError(*_tls_problem(self.broker, error)) from None
         except OSError as error:
             self._client = None
+            if self.broker.tls and isinstance(error, ConnectionResetError | TimeoutError):
+                raise NetworkError(
+                    f"broker {self.broker} does not answer in TLS: {error.strerror or error}", "is its port for mqtts?"
+                ) from None
             reason = error.strerror or str(error) or type(error).__name__
             raise NetworkError(f"broker {self.broker} is unreachable: {reason}", "is it running?") from None
         client.loop_start()
 
     def _use_tls(self, client: paho.Client) -> None:
-        broker = self.broker
         try:
-            client.tls_set(
-                ca_certs=str(broker.ca) if broker.ca else None,
-                certfile=str(broker.certificate) if broker.certificate else None,
-                keyfile=str(broker.key) if broker.key else None,
-                tls_version=ssl.PROTOCOL_TLS_CLIENT,
-            )
+            client.tls_set_context(_context(self.broker))
         except (OSError, ValueError) as error:
-            raise NetworkError(f"TLS for broker {broker}: {error}", "check the CA, certificate and key files") from None
+            raise NetworkError(
+                f"TLS for broker {self.broker}: {error}", "check the CA, certificate and key files"
+            ) from None
 
     def _stop(self) -> None:
         client, self._client = self._client, None
@@ -271,6 +292,54 @@ class MqttTransport:
             except queue.Full:
                 continue
             return
+
+
+class _NamedContext(ssl.SSLContext):
+    """Checks the peer's certificate against a fixed name instead of the address it was reached under."""
+
+    name: str | None = None
+
+    def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
+        """As in the base class, but for the name."""
+        if self.name:
+            options["server_hostname"] = self.name
+        return super().wrap_socket(*args, **options)
+
+
+def _context(broker: Broker) -> ssl.SSLContext:
+    """TLS 1.2 or newer, the peer always verified; OSError or ValueError for files that cannot be used."""
+    context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.name = broker.server_name or None
+    identity = broker.identity
+    if identity is not None and identity.ca:
+        context.load_verify_locations(cadata=identity.ca)
+    elif broker.ca is not None:
+        context.load_verify_locations(broker.ca)
+    else:
+        context.load_default_certs()
+    if identity is not None:
+        # The ssl module reads chains from files only; this one is the owner's alone and gone at once.
+        with tempfile.NamedTemporaryFile("w", suffix=".pem") as chain:
+            chain.write(identity.certificate + identity.key)
+            chain.flush()
+            context.load_cert_chain(chain.name)
+    elif broker.certificate is not None:
+        context.load_cert_chain(broker.certificate, broker.key)
+    return context
+
+
+def _tls_problem(broker: Broker, error: ssl.SSLError) -> tuple[str, str]:
+    """What went wrong in a handshake, and the way out."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"the certificate of broker {broker} is not trusted: {error.verify_message}",
+            "are these the credentials of this fleet? Is the clock right?",
+        )
+    reason = (error.reason or str(error)).replace("_", " ").lower()
+    if "wrong version number" in reason or "unexpected eof" in reason or "record layer" in reason:
+        return f"broker {broker} does not speak TLS ({reason})", "is its port for mqtts?"
+    return f"broker {broker} refuses TLS: {reason}", "check the device's credentials"
 
 
 def _properties(packet: int, **values: int) -> Properties:

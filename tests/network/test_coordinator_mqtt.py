@@ -16,6 +16,7 @@ import pytest
 
 from fedmpq.coordinator import broker, status
 from fedmpq.coordinator.broker import ManagedBroker
+from fedmpq.coordinator.enrolment import Enrolment
 from fedmpq.coordinator.journal import Journal
 from fedmpq.coordinator.service import Service, Where
 from fedmpq.coordinator.simulate import Simulation
@@ -49,17 +50,24 @@ def needed(bits: int, settings: object) -> int:
 class Device(threading.Thread):
     """An agent in a thread."""
 
-    def __init__(self, name: str, url: str, directory: Path, limit: int, number: int) -> None:
+    def __init__(
+        self, name: str, url: str, directory: Path, limit: int, number: int, enrolment: Enrolment | None = None
+    ) -> None:
         super().__init__(daemon=True)
         self.stop = threading.Event()
         self.error: BaseException | None = None
-        transport = MqttTransport(Broker.from_url(url), f"fmpq-fleet-{name}")
+        address, seal = Broker.from_url(url), None
+        if enrolment is not None:
+            credentials = enrolment.enroll(name, url)
+            address, seal = Broker.from_credentials(credentials), credentials.seal
+        transport = MqttTransport(address, f"fmpq-fleet-{name}")
         self.agent = Agent(
             Options("fleet", name, Limits(limit), until_finished=True, will_delay_s=0),
             transport,
             Store(directory / f"device-{name}", name),
             samples(48, number),
             core,
+            seal=seal,
             trials=trials_in_process,
         )
 
@@ -78,7 +86,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., tuple[Service, list[Device]]
         made = config(**{"min_devices": len(bits), **values})
         service = Service(tmp_path / "run", made, ORIGIN, None, Where(port=0))
         devices = [
-            Device(f"d{i}", service.url, tmp_path, needed(n, made.settings) if n else 1000, i)
+            Device(f"d{i}", service.url, tmp_path, needed(n, made.settings) if n else 1000, i, service.enrolment)
             for i, n in enumerate(bits)
         ]
         opened.append((service, devices))
@@ -209,7 +217,7 @@ from fedmpq.coordinator.service import Service, Where
 from tests.helpers.fleet import config
 from tests.network.test_coordinator_mqtt import ORIGIN
 made = config(min_devices=2, rounds=4, run="test")
-service = Service(pathlib.Path(sys.argv[1]), made, ORIGIN, None, Where(port=int(sys.argv[2])))
+service = Service(pathlib.Path(sys.argv[1]), made, ORIGIN, None, Where(port=int(sys.argv[2]), insecure=True))
 service.serve(linger_s=1.0)
 service.close()
 """
@@ -266,7 +274,7 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
 def test_an_unreachable_broker_is_one_clear_line(tmp_path: Path) -> None:
     url = f"mqtt://127.0.0.1:{free_port()}"
     with pytest.raises(NetworkError, match=f"broker {url} is unreachable"):
-        Service(tmp_path / "run", config(), ORIGIN, None, Where(broker=url))
+        Service(tmp_path / "run", config(), ORIGIN, None, Where(broker=url, insecure=True))
     Service(tmp_path / "run", config(), ORIGIN, None, Where(port=0)).close()  # the directory was given back
 
 
@@ -297,7 +305,7 @@ def test_amqtt_is_the_fallback_with_a_warning(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(broker, "find_mosquitto", lambda: None)
     said: list[str] = []
     made = config(min_devices=2, rounds=1)
-    service = Service(tmp_path / "run", made, ORIGIN, None, Where(port=0), say=said.append)
+    service = Service(tmp_path / "run", made, ORIGIN, None, Where(port=0, insecure=True), say=said.append)
     assert "amqtt" in said[0]
     devices = [Device(f"d{i}", service.url, tmp_path, needed(n, made.settings), i) for i, n in enumerate((4, 8))]
     for device in devices:

@@ -82,7 +82,7 @@ def test_a_killed_device_costs_its_round_one_update_and_is_back_in_the_next(tmp_
         "quorum_percent": 60, "flip": False, "seed": 3,
     }  # fmt: skip
     config = service.make_config("fedmpq", choices)
-    running = service.Service(tmp_path / "c", config, origin(), None, service.Where("lab", port=0))
+    running = service.Service(tmp_path / "c", config, origin(), None, service.Where("lab", port=0, insecure=True))
     sizes = {"small-1": 64, "small-2": 64, "large": 30_000}
     folder = tmp_path / "devices"
     folder.mkdir()
@@ -199,7 +199,7 @@ def test_an_unreachable_broker_is_one_line_and_an_exit_code(tmp_path: Path) -> N
     shard = shard_of(tmp_path / "own.shard", 8)
     state = str(tmp_path / "state")
     done = run_device(
-        "--broker", "mqtt://127.0.0.1:1", "--data", str(shard), "--name", "pi", "--state", state, "--json"
+        "--insecure", "--broker", "mqtt://127.0.0.1:1", "--data", str(shard), "--name", "pi", "--state", state, "--json"
     )
     assert done.returncode == 9
     errors = [line for line in done.stderr.splitlines() if "error" in line]
@@ -211,11 +211,13 @@ def test_an_unreachable_broker_is_one_line_and_an_exit_code(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--data", "absent.shard"], 4, "absent.shard"),
-        (["--data", "own.shard", "--name", "Bad Name"], 2, "Bad Name"),
-        (["--data", "own.shard", "--broker", "http://x"], 2, "http://x"),
-        (["--data", "truncated.shard"], 4, "truncated.shard"),
-        (["--data", "own.shard", "--memory-limit", "lots"], 2, "lots"),
+        (["--insecure", "--data", "absent.shard"], 4, "absent.shard"),
+        (["--insecure", "--data", "own.shard", "--name", "Bad Name"], 2, "Bad Name"),
+        (["--insecure", "--data", "own.shard", "--broker", "http://x"], 2, "http://x"),
+        (["--insecure", "--data", "truncated.shard"], 4, "truncated.shard"),
+        (["--insecure", "--data", "own.shard", "--memory-limit", "lots"], 2, "lots"),
+        (["--data", "own.shard"], 2, "a device needs credentials"),
+        (["--data", "own.shard", "--credentials", "absent.shard"], 3, "absent.shard"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, options: list[str], code: int, words: str) -> None:

@@ -28,6 +28,13 @@ _dir_option = click.option(
 )
 
 
+_security_option = click.option(
+    "--security",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory of the fleet's authority and enrolments; share it between runs.  [default: DIR/security]",
+)
+
+
 @click.group(
     epilog=example(
         "fedmpq coordinator serve resnet8 --test shards/test.shard --rounds 10 --devices 4",
@@ -42,7 +49,7 @@ def command() -> None:
     "serve",
     epilog=example(
         "fedmpq coordinator serve resnet20 --test shards/test.shard --rounds 50 --devices 10",
-        "fedmpq coordinator serve digits.fmpq --broker mqtts://user@broker.example --set lr=0.05",
+        "fedmpq coordinator serve digits.fmpq --listen 0.0.0.0 --set lr=0.05",
     ),
 )
 @click.argument("model", required=False)
@@ -66,8 +73,15 @@ def command() -> None:
 @click.option("--ca", type=click.Path(path_type=Path), help="CA certificate of a TLS broker.")
 @click.option("--cert", type=click.Path(path_type=Path), help="Client certificate for a TLS broker.")
 @click.option("--key", type=click.Path(path_type=Path), help="Key of the client certificate.")
-@click.option("--listen", default="127.0.0.1", help="Interface of the managed broker.")
-@click.option("--port", type=click.IntRange(0, 65535), default=1883, help="Port of the managed broker, 0 for any.")
+@click.option("--listen", default="127.0.0.1", help="Interface of the managed broker; 0.0.0.0 for all.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="Port of the managed broker, 0 for any.  [default: 8883, with --insecure 1883]",
+)
+@_security_option
+@click.option("--advertise", default="", help="URL of the broker that devices are told at enrolment.")
+@click.option("--insecure", is_flag=True, help="Plain text and no enrolment: anyone who reaches the broker takes part.")
 @click.option(
     "--broker-kind",
     type=click.Choice(["auto", "mosquitto", "amqtt"]),
@@ -87,7 +101,10 @@ def serve(
     cert: Path | None,
     key: Path | None,
     listen: str,
-    port: int,
+    port: int | None,
+    security: Path | None,
+    advertise: str,
+    insecure: bool,
     broker_kind: str,
     as_json: bool,
     **asked: Any,
@@ -95,7 +112,8 @@ def serve(
     """Run the rounds of a federated training; go on where a stopped coordinator left off.
 
     MODEL is an artifact file, a built-in model or package.module:factory; it can be left out when the data directory
-    holds a run already. The command ends when the last round is committed.
+    holds a run already. The command ends when the last round is committed. Devices need credentials from `fedmpq
+    coordinator enroll`, which can be made before or while this command runs.
     """
     from fedmpq.cli._fleet_view import watching
     from fedmpq.coordinator import status as facts
@@ -104,7 +122,9 @@ def serve(
 
     shard = Shard(test) if test is not None else None
     config, origin = _run_of(model, directory, shard, config_file, settings, asked)
-    where = Where(fleet, broker, listen, port, broker_kind, (ca, cert, key))
+    if port is None:
+        port = 1883 if insecure else 8883
+    where = Where(fleet, broker, listen, port, broker_kind, (ca, cert, key), insecure, security, advertise)
     with _stoppable() as stopped:
         service = Service(directory, config, origin, shard, where, say=note)
         try:
@@ -115,6 +135,63 @@ def serve(
         finally:
             service.close()
     emit(result, as_json, _print_status)
+
+
+@command.command(
+    "enroll",
+    epilog=example(
+        "fedmpq coordinator enroll pi-1 --out pi-1.credentials --broker mqtts://192.168.1.5:8883",
+        "fedmpq coordinator enroll pi-1 --revoke",
+    ),
+)
+@click.argument("device")
+@_dir_option
+@_security_option
+@click.option("--fleet", default="", help="Name of the fleet.  [default: as the directory has it, else fleet]")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File to write, for this device only.")
+@click.option("--broker", default="", help="URL to give the device.  [default: of the coordinator as served last]")
+@click.option("--ca", type=click.Path(path_type=Path), help="Authority of a broker that is not the coordinator's own.")
+@click.option("--days", type=click.FloatRange(min=0, min_open=True, max=3650), default=365, help="Days of validity.")
+@click.option("--revoke", is_flag=True, help="Take the device's credentials back instead.")
+@json_option
+def enroll(
+    device: str,
+    directory: Path,
+    security: Path | None,
+    fleet: str,
+    out: Path | None,
+    broker: str,
+    ca: Path | None,
+    days: float,
+    revoke: bool,
+    as_json: bool,
+) -> None:
+    """Give a device its credentials, or take them back.
+
+    Writes one file with the device's certificate, its key and the broker's address; bring it to the device by a way
+    that others cannot read, and start `fedmpq device run --credentials FILE`. Enrolling again ends what it had before.
+    """
+    from fedmpq.coordinator.enrolment import Enrolment
+
+    if revoke == (out is not None):
+        raise UsageError("name a file to write with --out, or give --revoke")
+    enrolment = Enrolment(security or directory / "security", fleet)
+    if out is None:
+        enrolment.revoke(device)
+        emit({"fleet": enrolment.fleet, "device": device, "revoked": True}, as_json)
+        return
+    if out.exists():
+        raise UsageError(f"{out} is there already", "credentials are never overwritten: remove it first")
+    credentials = enrolment.enroll(device, broker, days=days, ca=None if ca is None else ca.read_text())
+    credentials.write(out)
+    result = {
+        "fleet": credentials.fleet,
+        "device": device,
+        "broker": credentials.broker,
+        "not_after": credentials.not_after,
+        "file": out,
+    }
+    emit(result, as_json)
 
 
 def _run_of(

@@ -18,10 +18,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedmpq.cli._common import ByteSize, emit, example, human_bytes, json_option, note, print_table
+from fedmpq.errors import UsageError
 
 if TYPE_CHECKING:
     from fedmpq.edge_runtime.artifact import Artifact
+    from fedmpq.edge_runtime.mqtt import Broker
     from fedmpq.edge_runtime.protocol import Settings
+    from fedmpq.edge_runtime.seal import Seal
+
+#: Where `--insecure` looks for a broker by default.
+OPEN_BROKER = "mqtt://127.0.0.1:1883"
 
 _limit_option = click.option(
     "--memory-limit",
@@ -40,7 +46,7 @@ def _host_name() -> str:
 @click.group(
     epilog=example(
         "fedmpq device profile model.fmpq --memory-limit 512KiB",
-        "fedmpq device run --broker mqtt://192.168.1.5 --data client-0.shard",
+        "fedmpq device run --credentials pi-1.credentials --data client-0.shard",
     )
 )
 def command() -> None:
@@ -126,13 +132,17 @@ def _print_profile(facts: dict[str, Any]) -> None:
 @command.command(
     "run",
     epilog=example(
-        "fedmpq device run --broker mqtt://192.168.1.5 --data client-0.shard",
-        "fedmpq device run --name pi-1 --data client-0.shard --memory-limit 512KiB --until-finished",
+        "fedmpq device run --credentials pi-1.credentials --data client-0.shard",
+        "fedmpq device run --insecure --name pi-1 --data client-0.shard --memory-limit 512KiB --until-finished",
     ),
 )
-@click.option("--broker", default="mqtt://127.0.0.1:1883", help="mqtt[s]://[user[:password]@]host[:port].")
-@click.option("--fleet", default="fleet", help="Name of the fleet, part of every topic.")
-@click.option("--name", default=_host_name, show_default="host name", help="Name of this device, unique in its fleet.")
+@click.option(
+    "--credentials", type=click.Path(path_type=Path), help="File from `fedmpq coordinator enroll`: names, broker, keys."
+)
+@click.option("--broker", help="mqtt[s]://[user[:password]@]host[:port], where it is not the one in the credentials.")
+@click.option("--insecure", is_flag=True, help="Without credentials, in plain text: whoever is on the network may lie.")
+@click.option("--fleet", help="Name of the fleet, part of every topic.  [default: of the credentials, else fleet]")
+@click.option("--name", help="Name of this device, unique in its fleet.  [default: of the credentials, else host name]")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="This device's shard of labelled images.")
 @click.option(
     "--state", type=click.Path(path_type=Path), help="Folder that survives restarts.  [default: ~/.local/state]"
@@ -145,9 +155,11 @@ def _print_profile(facts: dict[str, Any]) -> None:
 @click.option("--key", type=click.Path(path_type=Path), help="Key of the client certificate.")
 @json_option
 def run(
-    broker: str,
-    fleet: str,
-    name: str,
+    credentials: Path | None,
+    broker: str | None,
+    insecure: bool,
+    fleet: str | None,
+    name: str | None,
     data: Path,
     state: Path | None,
     memory_limit: int | None,
@@ -164,15 +176,12 @@ def run(
     """
     from fedmpq.edge_runtime import core
     from fedmpq.edge_runtime.agent import Agent, Options
-    from fedmpq.edge_runtime.mqtt import Broker, MqttTransport
+    from fedmpq.edge_runtime.mqtt import MqttTransport
     from fedmpq.edge_runtime.profile import Limits
     from fedmpq.edge_runtime.shard import Shard
     from fedmpq.edge_runtime.store import Store
-    from fedmpq.edge_runtime.topics import checked_name
 
-    checked_name(name, "device")
-    checked_name(fleet, "fleet")
-    address = Broker.from_url(broker, ca=ca, certificate=cert, key=key)
+    fleet, name, address, seal = _identity(credentials, broker, fleet, name, (ca, cert, key), insecure=insecure)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -180,7 +189,7 @@ def run(
     with Shard(data) as shard, Store(state or _state_folder(fleet, name), name) as store:
         transport = MqttTransport(address, f"fmpq-{fleet}-{name}")
         options = Options(fleet, name, Limits(memory_limit, threads), until_finished)
-        agent = Agent(options, transport, store, shard, core)
+        agent = Agent(options, transport, store, shard, core, seal=seal)
         note(f"device {name}: {shard.count} images, broker {address}")
         agent.run(stop.is_set)
         traffic = transport.traffic
@@ -192,6 +201,44 @@ def run(
         "bytes_down": traffic.received_bytes,
     }
     emit(result, as_json)
+
+
+def _identity(
+    file: Path | None,
+    broker: str | None,
+    fleet: str | None,
+    name: str | None,
+    tls: tuple[Path | None, Path | None, Path | None],
+    *,
+    insecure: bool,
+) -> tuple[str, str, Broker, Seal | None]:
+    """Fleet, device name, broker and message key: from the credentials or, only if asked for, without any.
+
+    Raises:
+        UsageError: neither credentials nor --insecure, or options that contradict the credentials.
+    """
+    from fedmpq.edge_runtime.credentials import Credentials
+    from fedmpq.edge_runtime.mqtt import Broker
+    from fedmpq.edge_runtime.topics import checked_name
+
+    if file is None:
+        if not insecure:
+            raise UsageError(
+                "a device needs credentials",
+                "`fedmpq coordinator enroll NAME --out FILE` makes them for --credentials FILE; "
+                "--insecure joins an open broker without any",
+            )
+        fleet, name = checked_name(fleet or "fleet", "fleet"), checked_name(name or _host_name(), "device")
+        ca, certificate, key = tls
+        return fleet, name, Broker.from_url(broker or OPEN_BROKER, ca=ca, certificate=certificate, key=key), None
+    if insecure:
+        raise UsageError("--credentials and --insecure exclude each other")
+    found = Credentials.read(file)
+    for option, asked, given in (("--fleet", fleet, found.fleet), ("--name", name, found.device)):
+        if asked is not None and asked != given:
+            raise UsageError(f"{option} {asked} is not what the credentials say: {given}", f"leave {option} out")
+    found.check_date()
+    return found.fleet, found.device, Broker.from_credentials(found, broker or ""), found.seal
 
 
 def _state_folder(fleet: str, name: str) -> Path:

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any, TypeAlias
 
 from fedmpq.coordinator import admission, evaluate, service, source, status
+from fedmpq.coordinator.broker import find_mosquitto
 from fedmpq.coordinator.config import RunConfig
 from fedmpq.coordinator.engine import Engine
 from fedmpq.coordinator.run_state import RunState
@@ -92,11 +93,13 @@ def federate(stage: Stage, strategy: str, seed: int, watch: Watch, say: Callable
     folder = stage.folder / strategy
     config = config_of(stage.scenario, strategy, seed)
     with Shard(stage.round_test) as round_test, Shard(stage.test) as test:
-        where = service.Where(fleet=FLEET, port=0)
+        where = service.Where(
+            fleet=FLEET, port=0, security=stage.folder / "security", insecure=find_mosquitto() is None
+        )
         running = service.Service(folder, config, stage.source, round_test, where, say=say)
         try:
             with (
-                Fleet(list(stage.members), running.url, FLEET, folder / "devices") as fleet,
+                Fleet(list(stage.members), running.url, FLEET, folder / "devices", running.enrolment) as fleet,
                 watch(running.run) as changed,
             ):
                 running.serve(stop=fleet.check, changed=changed, linger_s=1.0)

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from fedmpq.errors import RoundError
+
+if TYPE_CHECKING:
+    from fedmpq.coordinator.enrolment import Enrolment
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,22 @@ class DeviceProcess:
         broker: URL.
         fleet: name of the fleet.
         folder: for its state and its log.
+        enrolment: gives it credentials; None joins an open broker.
     """
 
-    def __init__(self, member: Member, broker: str, fleet: str, folder: Path) -> None:
+    def __init__(
+        self, member: Member, broker: str, fleet: str, folder: Path, enrolment: Enrolment | None = None
+    ) -> None:
         self.member = member
         self.log = folder / f"{member.name}.log"
+        if enrolment is None:
+            identity = ["--insecure", "--broker", broker, "--fleet", fleet, "--name", member.name]
+        else:
+            file = folder / f"{member.name}.credentials"
+            enrolment.enroll(member.name, broker).write(file)
+            identity = ["--credentials", str(file)]
         self._command = [
-            sys.executable, "-m", "fedmpq", "device", "run",
-            "--broker", broker, "--fleet", fleet, "--name", member.name,
+            sys.executable, "-m", "fedmpq", "device", "run", *identity,
             "--data", str(member.shard), "--state", str(folder / member.name),
             "--memory-limit", str(member.memory_limit), "--until-finished",
         ]  # fmt: skip
@@ -90,9 +101,11 @@ class DeviceProcess:
 class Fleet:
     """The device processes of one run; a context manager that leaves none behind."""
 
-    def __init__(self, members: list[Member], broker: str, fleet: str, folder: Path) -> None:
+    def __init__(
+        self, members: list[Member], broker: str, fleet: str, folder: Path, enrolment: Enrolment | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.devices = [DeviceProcess(member, broker, fleet, folder) for member in members]
+        self.devices = [DeviceProcess(member, broker, fleet, folder, enrolment) for member in members]
 
     def __enter__(self) -> Self:
         for device in self.devices:
