@@ -41,7 +41,7 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int], name: str) -> Gr
     Raises:
         ModelError: forward takes several inputs, fails on such an image, or its control flow depends on data.
     """
-    _check_signature(module, name)
+    check_signature(module, name)
     shape = "×".join(map(str, input_shape))
     images = torch.zeros(TRACE_BATCH, *input_shape)
     with _quiet(), _evaluating(module), torch.no_grad():
@@ -57,7 +57,8 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int], name: str) -> Gr
     return _graph(exported, name)
 
 
-def _check_signature(module: nn.Module, name: str) -> None:
+def check_signature(module: nn.Module, name: str) -> None:
+    """Refuses a module whose forward takes anything but one input (ModelError)."""
     parameters = list(inspect.signature(module.forward).parameters.values())
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     needed = [p.name for p in parameters if p.kind in positional and p.default is p.empty]

@@ -1,15 +1,14 @@
-"""FedPAQ (Reisizadeh et al. 2020): float training, updates quantised by QSGD (Alistarh et al. 2017).
-
-Buckets of 512 entries share one fp32 scale, their largest magnitude; an entry is a sign and one of s + 1 levels,
-rounded stochastically, so that the expectation is the update itself.
-"""
+"""FedPAQ (Reisizadeh et al. 2020): float training, updates quantised by QSGD (`edge_runtime.ort.fedpaq`)."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-BUCKET = 512
+from fedmpq.edge_runtime.ort import fedpaq
+from fedmpq.edge_runtime.ort.fedpaq import BUCKET
+
+__all__ = ["BUCKET", "send"]
 
 
 def send(update: NDArray[np.float32], rng: np.random.Generator, *, bits: int) -> tuple[NDArray[np.float32], int]:
@@ -23,14 +22,5 @@ def send(update: NDArray[np.float32], rng: np.random.Generator, *, bits: int) ->
     Returns:
         What the server decodes, and the bytes sent: packed entries and one fp32 a bucket.
     """
-    levels = (1 << (bits - 1)) - 1
-    buckets = -(-update.size // BUCKET)
-    padded = np.zeros(buckets * BUCKET, np.float32)
-    padded[: update.size] = update
-    table = padded.reshape(buckets, BUCKET)
-    scale = np.abs(table).max(axis=1, keepdims=True)
-    ratio = np.divide(np.abs(table), scale, out=np.zeros_like(table), where=scale > 0) * levels
-    level = np.floor(ratio + rng.random(table.shape, np.float32))
-    decoded = np.sign(table) * np.minimum(level, levels) * (scale / levels)
-    size = (update.size * bits + 7) // 8 + 4 * buckets
-    return decoded.reshape(-1)[: update.size].astype(np.float32), size
+    data = fedpaq.encode(update, rng, bits=bits)
+    return fedpaq.decode(data, update.size, bits=bits), len(data)
