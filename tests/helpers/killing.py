@@ -1,0 +1,315 @@
+"""A fleet of processes that can be killed at any fault point: the parent is the broker, every participant a fork.
+
+`Hub.play` runs a federation to its end; a `Kill` ends one participant with SIGKILL at the n-th passage of a named
+point, and the participant is started again on the directory it left. Nothing runs on the way out of a killed process:
+no rollback, no `finally`, no flush.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from fedmpq.coordinator.config import RunConfig
+from fedmpq.coordinator.journal import Journal
+from fedmpq.coordinator.machine import Machine
+from fedmpq.coordinator.run_state import RunState
+from fedmpq.coordinator.server import Server
+from fedmpq.edge_runtime import core, faults
+from fedmpq.edge_runtime.agent import Agent, Options
+from fedmpq.edge_runtime.profile import Limits, trials_in_process
+from fedmpq.edge_runtime.store import Store
+from fedmpq.edge_runtime.topics import matches
+from fedmpq.edge_runtime.transport import Connected, Event, Incoming, Traffic, Will
+from tests.helpers.fleet import LAYOUT, PROGRAM, config, first_model, samples
+
+COORDINATOR = "coordinator"
+#: Device clocks run so much faster than the wall's, so that a lost message is repeated after a tenth of a second.
+HASTE = 20
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Ends `who` at the `count`-th passage of `point` in its life number `life` (from 1)."""
+
+    who: str
+    point: str
+    count: int = 1
+    life: int = 1
+
+
+class PipeTransport:
+    """A participant's link to the hub; see `transport.Transport`."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.traffic = Traffic()
+        self._pipe = pipe
+        self._events: queue.Queue[Event] = queue.Queue()
+
+    def connect(self, subscriptions: Iterable[str], will: Will | None = None, timeout_s: float = 10.0) -> None:
+        self._pipe.send(("connect", tuple(subscriptions), will))
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, expiry_s: int | None = None) -> bool:
+        self._pipe.send(("publish", topic, payload, retain))
+        return True
+
+    def poll(self, timeout_s: float) -> Event | None:
+        try:
+            return self._events.get(timeout=timeout_s / HASTE) if timeout_s > 0 else self._events.get_nowait()
+        except queue.Empty:
+            return None
+
+    def close(self, *, graceful: bool = True) -> None:
+        self._pipe.send(("close", graceful))
+
+    def _read(self) -> None:
+        while True:
+            try:
+                self._events.put(self._pipe.recv())
+            except EOFError:
+                return
+
+
+@dataclass
+class Participant:
+    """One forked process as the parent sees it."""
+
+    name: str
+    pid: int
+    pipe: Connection
+    patterns: tuple[str, ...] = ()
+    will: Will | None = None
+
+
+@dataclass
+class Outcome:
+    """What a run left.
+
+    Attributes:
+        model: SHA-256 of the finished global model.
+        kills: points at which a participant was killed.
+        begun, stored: how often each (device, round) began training, and stored a result.
+        accepted: (round, device) of every accepted update, with repeats.
+        passed: how often the coordinator's and the devices' lives passed each point.
+    """
+
+    model: str | None
+    kills: list[Kill]
+    begun: Counter[tuple[str, int]]
+    stored: Counter[tuple[str, int]]
+    accepted: list[tuple[int, str]]
+    passed: dict[str, Counter[str]] = field(default_factory=dict)
+
+
+class Hub:
+    """Broker and supervisor of one run.
+
+    Args:
+        folder: everything lies here.
+        bits: average bits whose plan each device's memory holds.
+        kills: what to kill when.
+        values: of the run's configuration.
+    """
+
+    def __init__(
+        self, folder: Path, bits: Sequence[int] = (2, 4, 8), kills: Iterable[Kill] = (), **values: Any
+    ) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config = config(**{"min_devices": len(bits), "rounds": 2, "batch": 32, "deadline_s": 600.0, **values})
+        self.limits = {f"d{i}": plan_limit(self.config, n) for i, n in enumerate(bits)}
+        self.kills = {(kill.who, kill.life): kill for kill in kills}
+        self.lives: Counter[str] = Counter()
+        self.done: list[Kill] = []
+        self.running: dict[str, Participant] = {}
+        self.retained: dict[str, bytes] = {}
+
+    def play(self, seconds: float = 40.0) -> Outcome:
+        """Runs to the end; AssertionError if it does not come."""
+        end = time.monotonic() + seconds
+        for name in (COORDINATOR, *self.limits):
+            self.start(name)
+        try:
+            while COORDINATOR in self.running:
+                assert time.monotonic() < end, f"stuck after {self.done}"
+                self.turn()
+        finally:
+            for participant in self.running.values():
+                os.kill(participant.pid, signal.SIGKILL)
+                os.waitpid(participant.pid, 0)
+                participant.pipe.close()
+        return self.outcome()
+
+    def start(self, name: str) -> None:
+        self.lives[name] += 1
+        life = self.lives[name]
+        ours, theirs = Pipe()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                signal.set_wakeup_fd(-1)
+                for other in self.running.values():
+                    other.pipe.close()
+                ours.close()
+                self._live(name, life, PipeTransport(theirs))
+                status = 0
+            except BaseException:
+                import traceback
+
+                (self.folder / f"error-{name}-{life}").write_text(traceback.format_exc())
+                raise
+            finally:
+                os._exit(status)
+        theirs.close()
+        self.running[name] = Participant(name, pid, ours)
+
+    def turn(self) -> None:
+        """Serves whoever has something to say."""
+        for ready in wait([p.pipe for p in self.running.values()], 0.2):
+            participant = next((p for p in self.running.values() if p.pipe is ready), None)
+            if participant is None:
+                continue
+            try:
+                message = participant.pipe.recv()
+            except (EOFError, OSError):
+                self._ended(participant, graceful=False)
+                continue
+            if message[0] == "connect":
+                participant.patterns, participant.will = message[1], message[2]
+                self._deliver(participant, Connected())
+                for topic, payload in list(self.retained.items()):
+                    if any(matches(pattern, topic) for pattern in participant.patterns):
+                        self._deliver(participant, Incoming(topic, payload, retained=True))
+            elif message[0] == "publish":
+                self.route(*message[1:])
+            else:
+                participant.will = None
+
+    def route(self, topic: str, payload: bytes, retain: bool) -> None:
+        if retain:
+            self.retained[topic] = payload
+        for participant in list(self.running.values()):
+            if any(matches(pattern, topic) for pattern in participant.patterns):
+                self._deliver(participant, Incoming(topic, payload))
+
+    def _deliver(self, participant: Participant, event: Event) -> None:
+        try:
+            participant.pipe.send(event)
+        except OSError:
+            pass  # it has ended: its messages are read first, then its end is noticed
+
+    def _ended(self, participant: Participant, *, graceful: bool) -> None:
+        name = participant.name
+        participant.pipe.close()
+        del self.running[name]
+        _, status = os.waitpid(participant.pid, 0)
+        if not os.WIFSIGNALED(status):
+            trouble = self.folder / f"error-{name}-{self.lives[name]}"
+            assert os.WEXITSTATUS(status) == 0, trouble.read_text() if trouble.is_file() else f"{name}: {status}"
+            return
+        kill = self.kills.get((name, self.lives[name]))
+        assert kill is not None, f"{name} was killed by somebody else"
+        self.done.append(kill)
+        if participant.will is not None:
+            self.route(participant.will.topic, participant.will.payload, retain=True)
+        self.start(name)
+
+    # --- in the forked processes ----------------------------------------------------------------------------------
+
+    def _live(self, name: str, life: int, transport: PipeTransport) -> None:
+        passed: Counter[str] = Counter()
+        kill = self.kills.get((name, life))
+        note: Callable[[str], None] = lambda point: None  # noqa: E731
+
+        def hook(point: str) -> None:
+            passed[point] += 1
+            note(point)
+            if kill is not None and kill.point == point and passed[point] == kill.count:
+                os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(60)
+
+        faults.hook = hook
+        if name == COORDINATOR:
+            self._coordinate(transport)
+        else:
+            agent = self._agent(name, transport)
+
+            def note(point: str) -> None:
+                if point in {"training:begun", "training:stored"} and agent.assignment is not None:
+                    line = f"{point} {agent.assignment.plan.round}\n"
+                    log = os.open(self.folder / f"trained-{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+                    os.write(log, line.encode())
+                    os.close(log)
+
+            agent.run()
+        (self.folder / f"passed-{name}-{life}.json").write_text(json.dumps(passed))
+
+    def _coordinate(self, transport: PipeTransport) -> None:
+        run = RunState.open(self.folder / "run", self.config, LAYOUT, PROGRAM, first_model, plan_bytes_of(self.config),
+                            time.time)  # fmt: skip
+        server = Server(Machine(run), transport, "fleet")
+        server.connect()
+        while not server.machine.finished:
+            server.step()
+        until = time.monotonic() + 0.1
+        while time.monotonic() < until:
+            server.step()
+        run.close()
+
+    def _agent(self, name: str, transport: PipeTransport) -> Agent:
+        return Agent(
+            Options("fleet", name, Limits(self.limits[name]), until_finished=True, will_delay_s=0),
+            transport,
+            Store(self.folder / f"device-{name}", name),
+            samples(64, int(name[1:])),
+            core,
+            clock=lambda: time.monotonic() * HASTE,
+            trials=trials_in_process,
+        )
+
+    # --- afterwards -------------------------------------------------------------------------------------------------
+
+    def outcome(self) -> Outcome:
+        journal = Journal(self.folder / "run", read_only=True)
+        rows = journal.rows("SELECT round, device FROM verdicts WHERE of='update' AND verdict='accepted'")
+        model = journal.meta("model")
+        journal.close()
+        begun: Counter[tuple[str, int]] = Counter()
+        stored: Counter[tuple[str, int]] = Counter()
+        for name in self.limits:
+            log = self.folder / f"trained-{name}"
+            for line in log.read_text().splitlines() if log.is_file() else ():
+                point, round_no = line.split()
+                (begun if point == "training:begun" else stored)[name, int(round_no)] += 1
+        passed: dict[str, Counter[str]] = {}
+        for path in self.folder.glob("passed-*.json"):
+            passed.setdefault(path.name.split("-")[1], Counter()).update(json.loads(path.read_text()))
+        accepted = [(row["round"], row["device"]) for row in rows]
+        return Outcome(model, self.done, begun, stored, accepted, passed)
+
+
+def plan_limit(made: RunConfig, bits: int) -> int:
+    """Arena bytes of a uniform plan."""
+    return plan_bytes_of(made)((bits,) * len(LAYOUT.layers))
+
+
+def plan_bytes_of(made: RunConfig) -> Callable[[tuple[int, ...]], int]:
+    from fedmpq.coordinator.admission import planner_of
+
+    return planner_of(PROGRAM, made.settings)
+
+
+__all__ = ["COORDINATOR", "Hub", "Kill", "Outcome"]
