@@ -1,7 +1,8 @@
-"""A broker inside one process, for simulation and tests; by seed it drops, duplicates and reorders messages.
+"""A broker inside one process, for simulation and tests; by seed it drops, doubles, reorders, delays and damages.
 
 Faults hit messages of the ``up`` and ``dn`` topics. Retained state is spared from dropping, as a real broker hands
-it out again on every subscription, but may arrive twice or late.
+it out again on every subscription, but may arrive twice or late. Only chunks are damaged: they carry a checksum of
+their own because they are what a faulty store or memory would damage; the link itself is guarded by TCP and TLS.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable
 from time import monotonic
 
+from fedmpq.edge_runtime.chunks import is_chunk
 from fedmpq.edge_runtime.topics import matches
 from fedmpq.edge_runtime.transport import Connected, Disconnected, Event, Incoming, Traffic, Will, check_size
 
@@ -21,15 +23,29 @@ class LoopbackBroker:
 
     Args:
         seed: of the faults; the same sequence of calls meets the same faults.
-        drop, duplicate, reorder: probability of each, per delivery, in 0..1. A reordered message overtakes up to
-            `depth` messages that wait in the receiver's inbox.
+        drop, duplicate, reorder, delay, corrupt: probability of each, per delivery, in 0..1. A reordered message
+            overtakes up to `depth` messages that wait in the receiver's inbox; a delayed one comes up to 50 looks of
+            the receiver later, whatever came since; in a corrupted chunk one byte has changed.
+
+    Attributes:
+        faults: how often each happened.
     """
 
     def __init__(
-        self, seed: int = 0, *, drop: float = 0.0, duplicate: float = 0.0, reorder: float = 0.0, depth: int = 8
+        self,
+        seed: int = 0,
+        *,
+        drop: float = 0.0,
+        duplicate: float = 0.0,
+        reorder: float = 0.0,
+        delay: float = 0.0,
+        corrupt: float = 0.0,
+        depth: int = 8,
     ) -> None:
         self._random = random.Random(seed)
-        self._drop, self._duplicate, self._reorder, self._depth = drop, duplicate, reorder, depth
+        self._chances = {"drop": drop, "duplicate": duplicate, "reorder": reorder, "delay": delay, "corrupt": corrupt}
+        self._depth = depth
+        self.faults = dict.fromkeys(self._chances, 0)
         self._lock = threading.RLock()
         self._clients: dict[str, LoopbackTransport] = {}
         self._retained: dict[str, bytes] = {}
@@ -68,11 +84,21 @@ class LoopbackBroker:
             if retain:
                 self._retained[topic] = payload
             for client in list(self._clients.values()):
-                if not client.wants(topic) or (not retain and self._random.random() < self._drop):
+                if not client.wants(topic) or (not retain and self._happens("drop")):
                     continue
-                for _ in range(2 if self._random.random() < self._duplicate else 1):
-                    overtakes = self._random.randint(1, self._depth) if self._random.random() < self._reorder else 0
-                    client.put(Incoming(topic, payload), overtakes)
+                for _ in range(2 if self._happens("duplicate") else 1):
+                    overtakes = self._random.randint(1, self._depth) if self._happens("reorder") else 0
+                    delay = self._random.randint(1, 50) if self._happens("delay") else 0
+                    data = payload
+                    if is_chunk(payload) and self._happens("corrupt"):
+                        at = self._random.randrange(len(payload))
+                        data = payload[:at] + bytes([payload[at] ^ self._random.randint(1, 255)]) + payload[at + 1 :]
+                    client.put(Incoming(topic, data), overtakes, delay)
+
+    def _happens(self, fault: str) -> bool:
+        happens = self._chances[fault] > 0 and self._random.random() < self._chances[fault]
+        self.faults[fault] += happens
+        return happens
 
 
 class LoopbackTransport:
@@ -85,6 +111,8 @@ class LoopbackTransport:
         self._broker = broker
         self._patterns: tuple[str, ...] = ()
         self._inbox: deque[Event] = deque()
+        self._late: list[tuple[int, Event]] = []
+        self._looks = 0
         self._ready = threading.Condition()
 
     def connect(self, subscriptions: Iterable[str], will: Will | None = None, timeout_s: float = 10.0) -> None:
@@ -109,6 +137,9 @@ class LoopbackTransport:
         """The next event of the inbox."""
         deadline = monotonic() + timeout_s
         with self._ready:
+            self._looks += 1
+            while self._late and self._late[0][0] <= self._looks:
+                self._inbox.append(self._late.pop(0)[1])
             while not self._inbox:
                 left = deadline - monotonic()
                 if left <= 0 or not self._ready.wait(left):
@@ -123,14 +154,19 @@ class LoopbackTransport:
         """Leaves the broker; the inbox is lost, as with a process that ends."""
         self._broker.detach(self, graceful=graceful)
         self._inbox.clear()
+        self._late.clear()
 
     def wants(self, topic: str) -> bool:
         """Whether a subscription covers a topic."""
         return any(matches(pattern, topic) for pattern in self._patterns)
 
-    def put(self, event: Event, overtakes: int = 0) -> None:
-        """Append an event, or let it overtake up to `overtakes` waiting messages."""
+    def put(self, event: Event, overtakes: int = 0, delay: int = 0) -> None:
+        """Append an event, let it overtake up to `overtakes` waiting messages, or keep it back for `delay` looks."""
         with self._ready:
+            if delay:
+                self._late.append((self._looks + delay, event))
+                self._late.sort(key=lambda late: late[0])
+                return
             at = max(0, len(self._inbox) - overtakes)
             if at < len(self._inbox) and not isinstance(self._inbox[at], Incoming):
                 at = len(self._inbox)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.killing import COORDINATOR, Hub, Kill, Outcome
+from tests.helpers.killing import COORDINATOR, Hub, Kill, Outcome, memory_folder
 
 FULL = os.environ.get("FEDMPQ_KILLS") == "full"
 ROOT = Path(__file__).parents[2]
@@ -32,9 +32,7 @@ report: dict[str, object] = {}
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """In memory where the system has it: a kill keeps what a process wrote, synced or not."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as name:
         yield Path(name)
 
 
