@@ -68,6 +68,9 @@ class Machine:
         with run.journal.transaction("start") as journal:
             seq = int(journal.meta("seq") or 0) + 1
             journal.set_meta("seq", str(seq))
+            # Grows over restarts, and past everything said before where the directory is a restored backup.
+            self.epoch = max(int(journal.meta("epoch") or 0) + 1, min(int(run.clock()), 0xFFFF0000))
+            journal.set_meta("epoch", str(self.epoch))
             # Nobody is known to be here until the broker hands out the births again.
             journal.write("UPDATE devices SET online=0")
             journal.event(run.clock(), "started" if seq == 1 else "restarted", detail=f"start {seq}")
@@ -96,7 +99,7 @@ class Machine:
     def coord_state(self, *, online: bool) -> bytes:
         """The coordinator's retained state, or (offline) its will."""
         job = self._job() if online else None
-        return protocol.encode(protocol.CoordState(self.run.config.run, online, self.seq, job))
+        return protocol.encode(protocol.CoordState(self.run.config.run, online, self.epoch, job))
 
     def _job(self) -> protocol.Job | protocol.FloatJob:
         """What the fleet is asked to train."""
@@ -159,8 +162,17 @@ class Machine:
         elif row["phase"] == "done":
             phase = "finished" if number >= config.rounds else "waiting"
         else:
-            phase = "waiting" if row["phase"] == "configure" else "closed"
-        state = protocol.RoundState(config.run, number, config.rounds, phase, deadline)  # type: ignore[arg-type]
+            phase = "closed"
+            if row["phase"] == "configure":  # nothing to say yet: the order of states must only grow
+                phase, number = "waiting", number - 1
+        state = protocol.RoundState(
+            config.run,
+            number,
+            config.rounds,
+            phase,
+            deadline,
+            self.epoch,  # type: ignore[arg-type]
+        )
         payload = protocol.encode(state)
         if payload == self._announced:
             return []

@@ -111,6 +111,8 @@ class Agent:
         self._rng = random.Random(options.device)
         self._linked = False
         self._coord: CoordState | None = None
+        #: The last state of a coordinator that was there: one that comes back with the same job changes nothing.
+        self._told: CoordState | None = None
         self._round: RoundState | None = None
         self._program: Any = None
         self._program_fetch: Fetch | None = None
@@ -224,10 +226,11 @@ class Agent:
             self._on_need(message, payload)
 
     def _on_coordinator(self, state: CoordState) -> None:
-        before, self._coord = self._coord, state
+        self._coord = state
         if not state.online:
             log.info("the coordinator is away")
             return
+        before, self._told = self._told, state
         if before is None or before.run != state.run or before.job != state.job:
             self._program, self._program_fetch, self._profile = None, None, None
             self._profile_settled = False
@@ -239,7 +242,7 @@ class Agent:
 
     def _on_round(self, state: RoundState) -> None:
         before = self._round
-        if before is not None and before.run == state.run and state.round < before.round:
+        if before is not None and before.run == state.run and state.order < before.order:
             return  # an older message, overtaken
         if before is None or (before.run, before.round, before.phase) != (state.run, state.round, state.phase):
             self._timer["plan"].reset()
@@ -255,13 +258,13 @@ class Agent:
         if not isinstance(plan, self.plan_type) or (self._coord is not None and plan.run != self._coord.run):
             return
         if known is not None and known.run == plan.run:
-            if plan.round < known.round:
-                return
-            if plan.round == known.round and self._store.record.update is not None:
-                self._store.update(settled=False)  # asked again: the answer was lost
-                self._timer["answer"].reset()
-                return
+            state = self._round
+            if plan.round < known.round and not (state is not None and self._active(plan)):
+                return  # overtaken; but the round's state may say that the coordinator was set back
             if plan.identity == known.identity:
+                if self._store.record.update is not None:
+                    self._store.update(settled=False)  # asked again: the answer was lost
+                    self._timer["answer"].reset()
                 return
         self._drop()
         self._store.update(plan=payload, update=None, settled=False)

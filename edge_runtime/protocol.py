@@ -159,7 +159,11 @@ class CoordState:
 
 @dataclass(frozen=True, slots=True)
 class RoundState:
-    """Where a run stands. Rounds count from 1; `deadline_ms` is Unix time, 0 outside `collect`."""
+    """Where a run stands. Rounds count from 1; `deadline_ms` is Unix time, 0 outside `collect`.
+
+    `seq` is the one of `CoordState`, so that (seq, round, phase) has an order: a message that was overtaken is known
+    for what it is, and a coordinator restored from a backup may return to an earlier round.
+    """
 
     TYPE: ClassVar[str] = "round"
     run: Annotated[str, _NAME]
@@ -170,6 +174,13 @@ class RoundState:
         Choice(("waiting", "collect", "closed", "finished", "cancelled")),
     ]
     deadline_ms: Annotated[int, _MILLISECONDS]
+    seq: Annotated[int, _U32]
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Grows with every state of a run but for a deadline that moves."""
+        ranks = {"collect": 0, "closed": 1, "waiting": 2, "finished": 3, "cancelled": 3}
+        return self.seq, self.round, ranks[self.phase]
 
 
 # --- device -------------------------------------------------------------------------------------------------------

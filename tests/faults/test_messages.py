@@ -1,4 +1,4 @@
-"""Fifty rounds over a broker that drops, doubles, reorders, delays and damages: the same model, no stuck round."""
+"""Fifty rounds (`make test-kill`; in the short form ten) over a broker that drops, doubles, reorders, delays and damages: the same model, no stuck round."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from fedmpq.edge_runtime.agent import Agent, Options
 from fedmpq.edge_runtime.loopback import LoopbackBroker
 from fedmpq.edge_runtime.profile import Limits, trials_in_process
 from fedmpq.edge_runtime.store import Store
+from tests.faults.test_kills import FULL
 from tests.helpers.fleet import LAYOUT, PROGRAM, Clock, config, first_model, samples
 from tests.helpers.killing import memory_folder, plan_bytes_of, plan_limit
 
 BITS = {"d0": 2, "d1": 4, "d2": 8}
-ROUNDS = 50
+ROUNDS = 50 if FULL else 10
 ALL = {"drop": 0.05, "duplicate": 0.05, "reorder": 0.1, "delay": 0.05, "corrupt": 0.05}
 
 
@@ -84,8 +85,8 @@ class Federation:
             if not busy:
                 self.clock.now += 0.5
             row = self.run.round_row()
-            if row is not None and row["round"] > done and row["phase"] == "done":
-                done = row["round"]
+            if row is not None and row["round"] - (row["phase"] != "done") > done:
+                done += 1
                 taken.append(self.clock.now - began)
                 began = self.clock.now
             assert self.clock.now - began < most_s, f"round {done + 1} is stuck"
@@ -93,7 +94,7 @@ class Federation:
 
 
 @pytest.mark.parametrize("seed", [1])
-def test_fifty_rounds_with_every_fault_at_once(folder: Path, plain: str, seed: int) -> None:
+def test_many_rounds_with_every_fault_at_once(folder: Path, plain: str, seed: int) -> None:
     federation = Federation(folder / f"all-{seed}", seed, ROUNDS, **ALL)
     taken = federation.play(900)
     assert federation.run.journal.meta("model") == plain
@@ -101,7 +102,7 @@ def test_fifty_rounds_with_every_fault_at_once(folder: Path, plain: str, seed: i
     accepted = federation.run.journal.rows("SELECT round, device FROM verdicts WHERE of='update'")
     assert len(accepted) == len(BITS) * ROUNDS
     assert [agent.rounds_trained for agent in federation.agents.values()] == [ROUNDS] * len(BITS)
-    assert all(count > 20 for count in federation.broker.faults.values()), federation.broker.faults
+    assert all(count >= 10 for count in federation.broker.faults.values()), federation.broker.faults
 
 
 @pytest.mark.parametrize("fault", sorted(ALL))

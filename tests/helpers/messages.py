@@ -54,7 +54,7 @@ def one_of_each() -> dict[str, p.Control]:
     return {
         "coord/state": p.CoordState("r1", True, 4, job),
         "coord/state#2": p.CoordState("r1", False, 4, None),
-        "round": p.RoundState("r1", 3, 50, "collect", 1_700_000_000_000),
+        "round": p.RoundState("r1", 3, 50, "collect", 1_700_000_000_000, 1),
         "state": p.DeviceState("pi-1", True, 9, "0.1.0"),
         "up/profile": profile(),
         "up/req": p.Request("r1", 3, False, (p.Want(HASH, "ff01"),)),

@@ -51,7 +51,7 @@ class Coordinator:
     def announce(self, round_: int = 0, phase: str = "waiting", *, run: str = RUN, online: bool = True) -> None:
         job = protocol.Job(protocol.digest(PROGRAM), len(PROGRAM), self.settings)
         self.publish(None, topics.COORD_STATE, protocol.CoordState(run, online, 1, job if online else None))
-        state = protocol.RoundState(run, round_, 9, phase, 0)  # type: ignore[arg-type]
+        state = protocol.RoundState(run, round_, 9, phase, 0, 1)  # type: ignore[arg-type]
         self.publish(None, topics.ROUND, state)
 
     def make_plan(self, round_: int, bits: int = 2, seed: int = 0, **changes: Any) -> protocol.PlanMessage:

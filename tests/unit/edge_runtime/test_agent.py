@@ -252,7 +252,7 @@ def test_stale_foreign_and_malformed_messages_change_nothing(rig: Rig, caplog: p
     coordinator.publish(DEVICE, topics.PLAN, b"{}")
     coordinator.publish(DEVICE, topics.CHUNK, b"FMQC")
     coordinator.publish(DEVICE, topics.ACK, b"\xff" * 100)
-    coordinator.publish(None, topics.ROUND, protocol.RoundState(RUN, 1, 9, "collect", 0))
+    coordinator.publish(None, topics.ROUND, protocol.RoundState(RUN, 1, 9, "collect", 0, 1))
     for _ in range(50):
         rig.turn()
     other = coordinator.topics.device("pi-2", topics.PLAN)
