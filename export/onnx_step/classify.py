@@ -29,11 +29,11 @@ def logit_scale(step: Fx, t: int) -> Fx:
     return mul(step, fixed(step.m.graph, *exact.norm(3, t - 8)))
 
 
-def logits(features: Value, q: Value, limit: int, bias: Value, f: Fx, count: int) -> Value:
-    """Logits in 1/65536 nat [B, classes]; features u8 values [B, F], q [classes, F]."""
+def logits(features: Value, zero: int, q: Value, limit: int, bias: Value, f: Fx, count: int) -> Value:
+    """Logits in 1/65536 nat [B, classes]; features u8 values less their zero point [B, F], q [classes, F]."""
     weights = [part.mapped(lambda v: v.transpose([1, 0])) for part in parts(q, -limit, limit)]
     # The maximum changes nothing but keeps onnxruntime from fusing MatMulInteger, Cast and Mul into a float operator.
-    acc = product(parts(features, 0, 255), weights, count).max(-(2**40))
+    acc = product(parts(features, -zero, 255 - zero), weights, count).max(-(2**40))
     return (apply(acc, f.shifted(16)) + rshift(bias, 4)).clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)
 
 

@@ -75,22 +75,36 @@ def running(rm: Value, rv: Value) -> Moments:
 
 
 def backward(
-    e: Value, xhat: Value, gamma: Value, n: Normaliser, key: tuple[Value, Value], m: Value, per_sample: tuple[int, int]
+    e: Value,
+    xhat: Value,
+    gamma: Value,
+    n: Normaliser,
+    key: tuple[Value, Value],
+    m: Value,
+    per_sample: tuple[int, int],
+    *,
+    constant: bool,
 ) -> Backward:
-    """Masked error E through affine and normalisation, rounded to 8 bits at random; per_sample is (h·w, C)."""
+    """Masked error E through affine and normalisation, rounded to 8 bits at random.
+
+    per_sample is (h·w, C); `constant`: the statistics were not those of the batch.
+    """
     s1, s2 = e.sum([0, 1]), (e * xhat).sum([0, 1])
     largest = e.abs().largest([0, 1])
     live = largest > 0
     c = live.where(gamma * n.a, 0)
     d = 24 - n.sh
-    spread = largest + rdiv(s1.abs(), m) + 1 + rdiv(s2.abs() * 127, m * 1024) + 1
+    spread = largest + 1
+    if not constant:
+        spread = spread + rdiv(s1.abs(), m) + rdiv(s2.abs() * 127, m * 1024) + 1
     bound = ((c.abs() * spread) >> 8) * power_of_two(d.graph, d)
     magnitude = bound.largest()
     silent = magnitude.equals(0)
     s = silent.where(0, bitlen(magnitude) - 7)
     ce = silent.where(0, rshift_by(c, s - d - 14))
-    c0, cx = -rdiv(ce * s1, m), -rdiv(ce * s2, m * 1024)
-    p = e * ce + xhat * cx + c0
+    p = e * ce
+    if not constant:
+        p = p - xhat * rdiv(ce * s2, m * 1024) - rdiv(ce * s1, m)
     positions, channels = per_sample
     dither = (words(key, m * channels) & (2**_ERROR_FRACTION - 1)).reshape([-1, positions, channels])
     e8 = ((p + dither) >> _ERROR_FRACTION).clamp(-127, 127)

@@ -120,6 +120,9 @@ class _Builder:
                 u, gradients = self._classifier_backward(record, done, lr)
             elif record.kind is Kind.CONV:
                 u, gradients = self._conv_backward(record, done, lr, keys)
+            elif record.kind is Kind.CONCAT:
+                self._concat_backward(record, done)
+                continue
             else:
                 self._pool_backward(record, done)
                 continue
@@ -141,25 +144,28 @@ class _Builder:
         for record in self.program.records[:-1]:
             if record.kind is Kind.CONV:
                 tensors.append(self._conv_forward(layers[record.index], tensors, training=training))
+            elif record.kind is Kind.CONCAT:
+                tensors.append(self._concat(record, tensors))
             else:
                 tensors.append(pooling.forward(tensors[record.input], record))
         last = self.program.records[-1]
         layer = layers[last.index]
-        layer.a = tensors[last.input].reshape([0, last.cin])
+        zero = self.program.zeros[last.input]
+        layer.a = (tensors[last.input] + -zero).reshape([0, last.cin])
         scale = classify.logit_scale(layer.step, self.program.exponents[last.input])
-        z = classify.logits(layer.a, layer.multiplied, layer.top, layer.params["bias"], scale, last.cin)
+        z = classify.logits(layer.a, zero, layer.multiplied, layer.top, layer.params["bias"], scale, last.cin)
         outcome = classify.cross_entropy(z, self.labels, self.program.classes)
         return _Pass(tensors, layers, z, outcome, [None] * len(tensors))
 
     def _conv_forward(self, layer: GraphLayer, tensors: list[Value], *, training: bool) -> Value:
         r = layer.record
         low, high = self._range(r)
-        a = tensors[0] if r.input == 0 else self._read(tensors[r.input])
+        a = tensors[0] if r.input == 0 else self._read(tensors[r.input], self.program.zeros[r.input])
         a = a.reshape([0, r.h_in * r.w_in, r.cin])
         y = reven(forward(a, low, high, layer.multiplied, layer.top, r), self._y_shift(layer)).clamp(-32767, 32767)
         assert layer.rm is not None
         assert layer.rv is not None
-        if training:
+        if training and not r.biased:
             stats = normal.moments(y, self.batch * (r.h_out * r.w_out))
             layer.rm, layer.rv = normal.update_running(layer.rm, layer.rv, stats)
         else:
@@ -168,8 +174,14 @@ class _Builder:
         layer.xhat = normal.normalise(y, layer.normaliser)
         z = layer.xhat * self._gamma(layer) + rshift(layer.params["beta"], 8)
         if r.skip_kind is not Skip.NONE:
-            z = z + self._skip(tensors[r.skip], r) * (1 << (12 + self.program.exponents[r.skip]))
-        return rshift(z, 12 + r.t_out).clamp(0, 255)
+            skip = self._skip(tensors[r.skip] + -self.program.zeros[r.skip], r)
+            z = z + skip * (1 << (12 + self.program.exponents[r.skip]))
+        return (rshift(z, 12 + r.t_out) + self.program.zeros[r.index + 1]).clamp(0, 255)
+
+    def _concat(self, r: Record, tensors: list[Value]) -> Value:
+        zero = self.program.zeros[r.input]
+        parts = [rshift(tensors[t] + -zero, r.t_out - self.program.exponents[t]) + zero for t in r.inputs]
+        return self.graph.op("Concat", parts, axis=2)
 
     def _skip(self, tensor: Value, r: Record) -> Value:
         if r.skip_kind is Skip.IDENTITY:
@@ -201,6 +213,14 @@ class _Builder:
         moved = pooling.backward(error, done.tensors[r.input], r, divided=divided)
         done.errors[r.input] = merge(done.errors[r.input], moved)
 
+    def _concat_backward(self, r: Record, done: _Pass) -> None:
+        error = done.errors[r.index + 1]
+        assert error is not None
+        split = self._shape(r.input)[2]
+        for tensor, first, end in ((r.input, 0, split), (r.skip, split, r.cout)):
+            part = Error(error.values.part(first, end, 2), error.exponent)
+            done.errors[tensor] = merge(done.errors[tensor], part)
+
     def _conv_backward(self, r: Record, done: _Pass, lr: Fx, keys: Keys) -> tuple[Value, dict[str, Value]]:
         layer, out, error = done.layers[r.index], done.tensors[r.index + 1], done.errors[r.index + 1]
         assert error is not None
@@ -211,7 +231,7 @@ class _Builder:
         e = (out > 0).both(out < 255).where(error.values, 0)
         back = normal.backward(
             e, layer.xhat, self._gamma(layer), layer.normaliser, keys.of(4 * r.index), positions,
-            (r.h_out * r.w_out, r.cout),
+            (r.h_out * r.w_out, r.cout), constant=r.biased,
         )  # fmt: skip
         ey = error.exponent + back.s - (28 + self._y_shift(layer))
         if r.input > 0:
@@ -232,16 +252,16 @@ class _Builder:
         """Rate times gradient of the weights, γ and β."""
         assert layer.a is not None
         low, high = self._range(layer.record)
-        gs = (norm(positions * (high * 127)).e).max(0)  # bitlen − 31
+        gs = (norm(positions * (self._amax(layer.record) * 127)).e).max(0)  # bitlen − 31
         gradient = rshift_by(to_weights(layer.a, low, high, back.e8, layer.record), gs)
         rate = weight_rate(lr, layer.step, layer.guard, self.batch)
         u = apply(gradient, rate.shifted(ey + gs + FRACTION))
         small = div(lr, norm(self.batch))
         thirds = [mul(small, fixed(self.graph, *exact.div(exact.norm(1, power), _NINTH))) for power in (30, 40)]
-        return u, {
-            "gamma": apply64(back.sum_ex, thirds[0].shifted(ex + (16 - 12))),
-            "beta": apply64(back.sum_e, thirds[1].shifted(ex + (8 - 12))),
-        }
+        beta = apply64(back.sum_e, thirds[1].shifted(ex + (8 - 12)))
+        if layer.record.biased:
+            return u, {"beta": beta}
+        return u, {"gamma": apply64(back.sum_ex, thirds[0].shifted(ex + (16 - 12))), "beta": beta}
 
     def _skip_error(self, e: Value, r: Record) -> Value:
         if r.skip_kind is Skip.IDENTITY:
@@ -308,16 +328,22 @@ class _Builder:
 
     def _range(self, r: Record) -> tuple[int, int]:
         """Smallest and largest value that a convolution reads."""
-        return (-255, 255) if r.input == 0 else (0, 2**self.plan.act_bits - 1)
+        if r.input == 0:
+            return -255, 255
+        zero = self.program.zeros[r.input] >> (8 - self.plan.act_bits)
+        return -zero, int(2**self.plan.act_bits) - 1 - zero
 
-    def _read(self, tensor: Value) -> Value:
+    def _amax(self, r: Record) -> int:
+        return 255 if r.input == 0 else int(2**self.plan.act_bits) - 1
+
+    def _read(self, tensor: Value, zero: int) -> Value:
         drop = 8 - self.plan.act_bits
-        if drop == 0:
-            return tensor
-        return (tensor + (1 << (drop - 1))).logical_right(drop).min(2**self.plan.act_bits - 1)
+        if drop:
+            tensor = (tensor + (1 << (drop - 1))).logical_right(drop).min(2**self.plan.act_bits - 1)
+        return tensor + -(zero >> drop)
 
     def _y_shift(self, layer: GraphLayer) -> int:
-        return _headroom(layer.record.fan_in, self._range(layer.record)[1] * layer.top)
+        return _headroom(layer.record.fan_in, self._amax(layer.record) * layer.top)
 
     @staticmethod
     def _gamma(layer: GraphLayer) -> Value:

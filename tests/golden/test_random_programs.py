@@ -38,7 +38,7 @@ def _network(rng: np.random.Generator) -> programs.Builder:
             x = _conv(net, rng, f"conv{i}", inner, skip=side, cout=cout, stride=1, same=True)
         elif kind == "concat":
             other = _conv(net, rng, f"other{i}", x, stride=1, same=True, linear=net.linear[x])
-            t_out = max(net.exponents[x], net.exponents[other]) + int(rng.integers(0, 3))
+            t_out = min(6, max(net.exponents[x], net.exponents[other]) + int(rng.integers(0, 3)))
             x = net.concat(f"concat{i}", *((x, other) if rng.random() < 0.5 else (other, x)), t_out)
         elif kind == "option_a" and min(height, width) > 2:
             inner = net.conv(f"inner{i}", x, int(rng.integers(1, 12)), stride=2)
