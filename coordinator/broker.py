@@ -20,8 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedmpq.edge_runtime.mqtt import PACKET_OVERHEAD
 from fedmpq.edge_runtime.protocol import MAX_MESSAGE
-from fedmpq.edge_runtime.seal import SEAL_SIZE
 from fedmpq.errors import NetworkError, StateError
 
 START_TIMEOUT_S = 10.0
@@ -36,7 +36,7 @@ autosave_interval 1
 max_queued_messages 10000
 max_inflight_messages 64
 max_queued_bytes 67108864
-message_size_limit {largest}
+max_packet_size {largest}
 log_dest file {directory}/mosquitto.log
 log_type error
 log_type warning
@@ -239,7 +239,7 @@ class ManagedBroker:
             )  # fmt: skip
         return _CONFIG.format(
             port=self.port, host=self.host, directory=directory, user=getpass.getuser(), access=access,
-            largest=MAX_MESSAGE + SEAL_SIZE,
+            largest=MAX_MESSAGE + PACKET_OVERHEAD,
         )  # fmt: skip
 
     def _command(self) -> list[str]:

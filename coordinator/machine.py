@@ -19,6 +19,9 @@ from fedmpq.coordinator.updates import RejectionError
 from fedmpq.edge_runtime import chunks, protocol, topics
 from fedmpq.errors import HashError, ProtocolError
 
+#: Malformed messages of one device that are journalled in one life; the rest is only counted.
+ODD_NOTED = 100
+
 
 @dataclass(frozen=True)
 class Outgoing:
@@ -65,6 +68,9 @@ class Machine:
         self.evaluator = evaluator
         self._pending: dict[str, Pending] = {}
         self._announced: bytes = b""
+        #: Odd messages since the start, by kind: malformed, damaged, repeated.
+        self.counters: dict[str, int] = {}
+        self._odd_of: dict[str, int] = {}
         with run.journal.transaction("start") as journal:
             seq = int(journal.meta("seq") or 0) + 1
             journal.set_meta("seq", str(seq))
@@ -217,13 +223,22 @@ class Machine:
             else:
                 out = self._other(kind, device, message, payload)
         except ProtocolError as error:
-            with run.journal.transaction("malformed") as journal:
-                journal.event(run.clock(), "malformed", 0, device, error.message[:400])
+            self._odd("malformed", device, error.message)
             return []
         for message_out in out:
             if message_out.device is not None:
                 run.count(message_out.device, down=len(message_out.payload))
         return out
+
+    def _odd(self, what: str, device: str, detail: str) -> None:
+        """Counts a message that makes no sense, and journals the first ones of each device."""
+        self.counters[what] = self.counters.get(what, 0) + 1
+        seen = self._odd_of.get(device, 0)
+        self._odd_of[device] = seen + 1
+        if seen < ODD_NOTED:
+            row = self.run.round_row()
+            with self.run.journal.transaction(what) as journal:
+                journal.event(self.run.clock(), what, row["round"] if row else 0, device, detail[:400])
 
     def _other(self, kind: str, device: str, message: protocol.Message, payload: bytes) -> list[Outgoing]:
         """A message that this kind of run has no use for."""
@@ -355,6 +370,7 @@ class Machine:
         ref = protocol.digest(payload)
         earlier = run.assignment(update.round, device)
         if update.run == run.config.run and earlier is not None and earlier["ref"] == ref:
+            self.counters["repeated"] = self.counters.get("repeated", 0) + 1
             # The answer got lost: say it again, whatever has happened to the round since.
             return [self._ack(device, update.round, "update", payload, earlier["reason"], earlier["detail"])]
         row, assignment, problem = self._owed(device, update.run, update.round)
@@ -389,8 +405,7 @@ class Machine:
             if not pending.add(chunk):
                 return []
         except HashError as error:
-            with self.run.journal.transaction("damaged") as journal:
-                journal.event(self.run.clock(), "damaged", row["round"], device, error.message)
+            self._odd("damaged", device, error.message)
         return self._need_or_settle(device, row, pending)
 
     def _need_or_settle(self, device: str, row: Row, pending: Pending) -> list[Outgoing]:
@@ -411,7 +426,7 @@ class Machine:
         row: Row,
         ref: str,
         payload: bytes,
-        update: protocol.Update,
+        update: protocol.Update | protocol.FloatUpdate,
         problem: RejectionError | None,
         pack: bytes,
     ) -> list[Outgoing]:

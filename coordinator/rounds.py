@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from fedmpq.coordinator import aggregate, updates
+from fedmpq.coordinator import aggregate, quarantine, updates
 from fedmpq.coordinator.config import fx_of
 from fedmpq.coordinator.fixed import div, mul, norm
 from fedmpq.coordinator.global_model import GlobalModel
@@ -47,6 +47,9 @@ def select(run: RunState, previous: Row | None) -> bool:
     if len(present) < config.min_devices:
         return False
     number = 1 if previous is None else previous["round"] + 1
+    present = quarantine.free(run, present, number)
+    if not present:
+        raise RoundError("every device is in quarantine", "see `fedmpq coordinator devices`")
     target = min(config.per_round or len(present), len(present))
     asked = min(len(present), -(-target * (100 + config.over_selection) // 100))
     drawn = sorted(present, key=lambda row: _draw(config.seed, number, row["device"]))[:asked]

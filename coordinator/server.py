@@ -65,6 +65,11 @@ class Server:
         self._next_tick = monotonic() + TICK_S
         self.send(self.machine.tick())
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """Messages since the start that were turned away or made no sense, by reason."""
+        return {**self.machine.counters, **self.gate.refused}
+
     def send(self, messages: Sequence[Outgoing]) -> None:
         """Publishes; what gets lost is asked for again by its receiver."""
         for message in messages:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import socket
 import ssl
 import tempfile
 import threading
@@ -36,6 +37,15 @@ KEEPALIVE_S: Final = 30
 PACKET_OVERHEAD: Final = 512
 _TAKEN_OVER: Final = 0x8E
 _BAD_CREDENTIALS: Final = (0x86, 0x87, 0x8A, 0x8C)
+
+
+#: What a broker's TLS alerts mean for the one whose certificate it judged.
+_ALERTS: Final = {
+    "alert certificate expired": ("it has ended", "run `fedmpq coordinator enroll` again"),
+    "alert certificate revoked": ("it was taken back", "ask for new credentials"),
+    "alert unknown ca": ("it is of another fleet's authority", "are these the credentials of this fleet?"),
+    "alert certificate required": ("there is none", "--credentials FILE of `fedmpq coordinator enroll`"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +151,8 @@ class MqttTransport:
             self._stop()
             if self._refused_code in _BAD_CREDENTIALS:
                 break
+            if self.broker.tls:
+                _probe_tls(self.broker)
         raise NetworkError(
             f"broker {self.broker} refuses the connection: {self._refused}",
             "check user name and password" if self._refused_code in _BAD_CREDENTIALS else "is it an MQTT broker?",
@@ -329,6 +341,24 @@ def _context(broker: Broker) -> ssl.SSLContext:
     return context
 
 
+def _probe_tls(broker: Broker) -> None:
+    """Raises `NetworkError` with the broker's reason if it takes no client certificate of ours.
+
+    Under TLS 1.3 that comes after the handshake, where the MQTT client sees a lost link only.
+    """
+    try:
+        with (
+            socket.create_connection((broker.host, broker.port), timeout=3.0) as link,
+            _context(broker).wrap_socket(link, server_hostname=broker.host) as secure,
+        ):
+            secure.settimeout(1.0)
+            secure.recv(1)
+    except ssl.SSLError as error:
+        raise NetworkError(*_tls_problem(broker, error)) from None
+    except OSError:
+        return
+
+
 def _tls_problem(broker: Broker, error: ssl.SSLError) -> tuple[str, str]:
     """What went wrong in a handshake, and the way out."""
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -337,6 +367,9 @@ def _tls_problem(broker: Broker, error: ssl.SSLError) -> tuple[str, str]:
             "are these the credentials of this fleet? Is the clock right?",
         )
     reason = (error.reason or str(error)).replace("_", " ").lower()
+    for code, (what, hint) in _ALERTS.items():
+        if code in reason:
+            return f"broker {broker} refuses this client's certificate: {what}", hint
     if "wrong version number" in reason or "unexpected eof" in reason or "record layer" in reason:
         return f"broker {broker} does not speak TLS ({reason})", "is its port for mqtts?"
     return f"broker {broker} refuses TLS: {reason}", "check the device's credentials"
