@@ -26,7 +26,7 @@ from fedmpq.edge_runtime.trainer import (
     load_layers,
     train_local,
 )
-from fedmpq.errors import BudgetError, FedmpqError
+from fedmpq.errors import BudgetError, FedmpqError, LinkError
 
 log = logging.getLogger("fedmpq.device")
 
@@ -108,6 +108,8 @@ class Assignment:
             self._refuse("memory", str(error), error.available)
         except MemoryError:
             self._refuse("memory", "the system has no memory for the arena", memory.measure().budget)
+        except LinkError:
+            raise  # the device behind a gateway: `serial.gateway` trains the plan again
         except FedmpqError as error:
             self._refuse("internal", str(error))
         return False

@@ -59,7 +59,7 @@ _MILLISECONDS = Int(0, U53)
 _U32 = Int(0, U32)
 _BITS = Int(1, MAX_BITS)
 _BLOB_SIZE = Int(1, MAX_BLOB)
-_LIMIT_SOURCE = Choice(("option", "cgroup-v2", "cgroup-v1", "available", "address-space"))
+_LIMIT_SOURCE = Choice(("option", "cgroup-v2", "cgroup-v1", "available", "address-space", "board"))
 #: What a full-precision client does to its change before it sends it (`edge_runtime.ort.coding`).
 METHODS: Final = ("fedavg", "fedpaq", "fedpaq8", "uveqfed", "uveqfed4")
 
@@ -213,8 +213,8 @@ class Profile:
     samples: Annotated[int, _U32]
     budget_bytes: Annotated[int, _BYTES]
     limit_source: Annotated[
-        Literal["option", "cgroup-v2", "cgroup-v1", "available", "address-space"],
-        Choice(("option", "cgroup-v2", "cgroup-v1", "available", "address-space")),
+        Literal["option", "cgroup-v2", "cgroup-v1", "available", "address-space", "board"],
+        Choice(("option", "cgroup-v2", "cgroup-v1", "available", "address-space", "board")),
     ]
     ram_bytes: Annotated[int, _BYTES]
     available_bytes: Annotated[int, _BYTES]
@@ -319,6 +319,11 @@ class FloatUpdate:
     train_ms: Annotated[int, _MILLISECONDS]
     blob: Annotated[str, _HASH]
     blob_size: Annotated[int, _BLOB_SIZE]
+
+    @property
+    def layers(self) -> tuple[LayerBlobs, ...]:
+        """No layers of their own bit-widths."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,13 @@ from fedmpq.edge_runtime.trainer import core_plan
 from fedmpq.errors import BudgetError, FedmpqError
 
 
-def measure(core: Any, program: Any, settings: Settings, budget: int, threads: int) -> Iterator[PlanSize]:
-    """Planned and measured bytes with every layer at 1..8 bits; measured is None above the budget."""
+def measure(
+    core: Any, program: Any, settings: Settings, budget: int, threads: int, samples: int | None = None
+) -> Iterator[PlanSize]:
+    """Planned and measured bytes with every layer at 1..8 bits; measured is None above the budget.
+
+    A trial step trains `samples` images, by default a whole batch.
+    """
     for bits in range(1, MAX_BITS + 1):
         plan = core_plan(core, settings, [bits] * len(program.weight_layers), threads)
         planned = int(core.plan_memory(program, plan).total)
@@ -29,12 +34,12 @@ def measure(core: Any, program: Any, settings: Settings, budget: int, threads: i
             yield PlanSize(bits, planned, None)
             continue
         try:
-            yield PlanSize(bits, planned, _trial_step(core, program, plan, budget))
+            yield PlanSize(bits, planned, _trial_step(core, program, plan, budget, samples or plan.batch))
         except (BudgetError, MemoryError):
             yield PlanSize(bits, planned, None)
 
 
-def _trial_step(core: Any, program: Any, plan: Any, budget: int) -> int:
+def _trial_step(core: Any, program: Any, plan: Any, budget: int, samples: int) -> int:
     """Bytes of the arena after one step on grey images with zero weights: every buffer is used as in training."""
     session = core.Session(program, plan, budget)
     for i, layer in enumerate(program.weight_layers):
@@ -42,8 +47,9 @@ def _trial_step(core: Any, program: Any, plan: Any, budget: int) -> int:
         planes = (bytes(size),) * (1 + plan.bits[i] + plan.guard)
         session.load(i, core.LayerState(plan.bits[i], plan.guard, core.fx(0.01), planes, bytes(layer.params_bytes)))
     height, width, channels = program.in_shape
-    images = bytes([128]) * (plan.batch * height * width * channels)
-    session.step(images, memoryview(bytes(2 * plan.batch)).cast("H"), core.Hyper(core.fx(0.1), (0, 0)), (0, 0, 0, 0))
+    images = bytes([128]) * (samples * height * width * channels)
+    labels = memoryview(bytes(2 * samples)).cast("H")
+    session.step(images, labels, core.Hyper(core.fx(0.1), (0, 0)), (0, 0, 0, 0))
     return int(session.measured_bytes)
 
 

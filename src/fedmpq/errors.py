@@ -137,6 +137,14 @@ class ProtocolError(NetworkError):
     """A peer sent a message that breaks the protocol."""
 
 
+class LinkError(NetworkError):
+    """A device behind a gateway does not answer, or the line to it stays closed."""
+
+
+class ResetError(LinkError):
+    """A device behind a gateway has started anew: its session is gone, the round's training begins again."""
+
+
 class StateError(FedmpqError):
     """A journal, lock or device state that is in use, damaged or belongs to another run."""
 

@@ -3,6 +3,7 @@
 #include "artifact.h"
 #include "golden.h"
 #include "memory_linux.h"
+#include "serve_linux.h"
 #include "sha256.h"
 #include "shard.h"
 #include <errno.h>
@@ -25,6 +26,7 @@ static const char usage[] =
     "  inspect ARTIFACT                                checks a file and prints its plan\n"
     "  train ARTIFACT SHARD [--epochs N] [--lr R] [--decay R] [--momentum R] [--seed N] [--limit BYTES]\n"
     "        [--threads N] [--isa NAME] [--out FILE]    trains and prints a line for each epoch\n"
+    "  serve [--limit BYTES] [--isa NAME]              a gateway trains here, over standard input and output\n"
     "  hash FILE                                       SHA-256 of a file\n"
     "exit codes: 0 done, 2 wrong usage, 5 malformed file, 7 memory too small, 8 integer core, 1 anything else\n"
     "example: fedmpq-edge train resnet8.fmpq client-0.shard --epochs 2 --out trained.fmpq\n";
@@ -494,6 +496,15 @@ static int train(const options *o)
     return err;
 }
 
+static int serve(const options *o)
+{
+    fmpq_system_memory now;
+    if (o->n_words)
+        return fail(2, "serve takes no argument");
+    fmpq_measure_memory(&now);
+    return fmpq_serve("fedmpq-edge", o->limit ? o->limit : now.budget) ? fail(1, "serve: %s", strerror(errno)) : 0;
+}
+
 static int hash(const options *o)
 {
     uint8_t digest[32];
@@ -516,7 +527,7 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         int (*run)(const options *o);
-    } commands[] = {{"selftest", selftest}, {"profile", profile}, {"inspect", inspect}, {"train", train}, {"hash", hash}};
+    } commands[] = {{"selftest", selftest}, {"profile", profile}, {"inspect", inspect}, {"train", train}, {"serve", serve}, {"hash", hash}};
     options o;
     int err;
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) {

@@ -1,0 +1,214 @@
+"""A core that computes on a device at the other end of a link: the names of `edge_runtime.core`, for the agent.
+
+Programs are parsed and plans are made here, by the same planner as on the device; the device's own number must agree.
+Sessions live there: weights, samples and results travel in requests (docs/serial.md).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from fedmpq.edge_runtime import core
+from fedmpq.edge_runtime.serial.link import FirmwareError, Link
+from fedmpq.errors import ArenaTooSmall, BudgetError, CoreError, FormatError
+
+WRITE, PROGRAM, PLAN, OPEN, PLANE, PARAMS, READ_PLANE, READ_PARAMS = range(2, 10)
+RATES, STEP, EVALUATE, PRUNE, FACTS, CLOSE = range(10, 16)
+
+_MAILBOX, _SAMPLES = 0, 1
+_ALIGN: Final = 64
+_FACTS: Final = struct.Struct("<QQIIIII")
+
+
+class Facts(NamedTuple):
+    """Bytes on the device: memory for session and samples, of the open session, and of the firmware itself."""
+
+    limit: int
+    planned: int
+    data: int
+    bss: int
+    stack_kept: int
+    stack_used: int
+    resident_peak: int
+
+
+class RemoteCore:
+    """The core of the device behind `link`. Classes of values are those of `edge_runtime.core`."""
+
+    Program, Plan, LayerState, Hyper, Stats = core.Program, core.Plan, core.LayerState, core.Hyper, core.Stats
+    fx = staticmethod(core.fx)
+    plan_memory = staticmethod(core.plan_memory)
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    def isa(self) -> str:
+        """The device's kernels."""
+        return self.link.info.isa
+
+    def Session(self, program: core.Program, plan: core.Plan, limit: int | None = None) -> RemoteSession:  # noqa: N802
+        """A session on the device."""
+        return RemoteSession(self.link, program, plan, limit)
+
+    def facts(self) -> Facts:
+        """Where the device's bytes go."""
+        return Facts(*_FACTS.unpack(self.link.request(FACTS)))
+
+    def budget(self, program: core.Program, batch: int) -> int:
+        """Bytes that a session may take beside a batch of samples."""
+        return max(0, self.link.info.limit - _samples_size(program, batch)) // _ALIGN * _ALIGN
+
+
+class RemoteSession:
+    """A training session on the device behind `link`, with the methods of `core.Session`.
+
+    Args:
+        link: to the device; one session at a time.
+        program: what is trained; sent where the device holds another.
+        plan: bit-widths, batch and options; one thread.
+        limit: bytes that the arena may take.
+
+    Raises:
+        ArenaTooSmall: the plan takes more than `limit`, or than the device has.
+        BudgetError: the program has more records than the firmware's tables.
+        FirmwareError: the device's planner gives another number.
+    """
+
+    def __init__(self, link: Link, program: core.Program, plan: core.Plan, limit: int | None = None) -> None:
+        self._link, self.program, self.plan = link, program, plan
+        self._rates: bytes = b""
+        self.planned_bytes = core.plan_memory(program, plan).total
+        room = link.info.limit if limit is None else min(limit, link.info.limit)
+        if self.planned_bytes > room:
+            raise ArenaTooSmall(self.planned_bytes, room)
+        if len(program.records) > link.info.records:
+            raise BudgetError(
+                f"the program has {len(program.records)} records, the firmware of {link.info.board} takes "
+                f"{link.info.records}",
+                needed=len(program.records),
+                available=link.info.records,
+                hint="build the firmware with --records",
+            )
+        if link.info.program != program.sha256:
+            self._send(_MAILBOX, program.data)
+            link.request(PROGRAM, _checked(program.data))
+            link.info = link.info.with_program(program.sha256)
+        total, _, samples = struct.unpack("<QQQ", link.request(OPEN, _plan_bytes(program, plan)))
+        if total != self.planned_bytes:
+            raise FirmwareError(
+                f"{link.address}: {link.info.board} plans {total} bytes, this gateway {self.planned_bytes}: "
+                f"its firmware was built from another version of the core"
+            )
+        self._samples = int(samples)
+
+    @property
+    def measured_bytes(self) -> int:
+        """Bytes of the session, as the device has it open."""
+        return Facts(*_FACTS.unpack(self._link.request(FACTS))).planned
+
+    def load(self, index: int, state: core.LayerState) -> None:
+        """Puts one weight layer in (index counts weight layers) and clears its momentum.
+
+        Raises:
+            FormatError: planes or parameters of the wrong number, length or value.
+        """
+        layer = self.program.weight_layers[index]
+        bits, guard = self.plan.bits[index], self.plan.guard
+        if state.bits != bits or state.guard != guard or len(state.planes) != 1 + bits + guard:
+            raise FormatError(
+                f"layer {layer.name}: {len(state.planes)} planes of {state.bits} bits, planned are {bits} bits and "
+                f"{guard} guard planes"
+            )
+        for number, plane in enumerate(state.planes):
+            self._send(_MAILBOX, plane)
+            self._link.request(PLANE, struct.pack("<HH", index, number) + _checked(plane))
+        self._send(_MAILBOX, state.params)
+        self._link.request(PARAMS, struct.pack("<HHIi", index, 0, *state.step) + _checked(state.params))
+
+    def read(self, index: int) -> core.LayerState:
+        """One weight layer as it is now; its bits may have fallen by pruning."""
+        layer = self.program.weight_layers[index]
+        params, (bits, mantissa, exponent) = self._read_params(index, layer.params_bytes)
+        size = (layer.theta + 7) // 8
+        planes = tuple(self._read_plane(index, number, size) for number in range(1 + bits + self.plan.guard))
+        return core.LayerState(bits, self.plan.guard, (mantissa, exponent), planes, params)
+
+    def step(self, images: Any, labels: Any, hyper: core.Hyper, key: Sequence[int]) -> core.Stats:
+        """One training step; arguments as those of `core.Session.step`."""
+        rates = _rates_bytes(hyper)
+        if rates != self._rates:
+            self._link.request(RATES, rates)
+            self._rates = rates
+        return self._run(STEP, images, labels, key)
+
+    def evaluate(self, images: Any, labels: Any) -> core.Stats:
+        """Loss and accuracy with the running statistics, without augmentation."""
+        return self._run(EVALUATE, images, labels, (0, 0, 0, 0))
+
+    def prune(self, eps_q16: int) -> None:
+        """Drops sparse top planes (eq. 13)."""
+        self._link.request(PRUNE, struct.pack("<I", eps_q16))
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _run(self, kind: int, images: Any, labels: Any, key: Sequence[int]) -> core.Stats:
+        pixels, numbers = bytes(memoryview(images).cast("B")), bytes(memoryview(labels).cast("B"))
+        count = len(numbers) // 2
+        if len(pixels) != count * (len(pixels) // max(1, count)):
+            raise CoreError(f"{len(pixels)} bytes of images for {count} labels")
+        data = pixels + bytes(len(pixels) % 2) + numbers
+        if len(data) > self._samples:
+            raise ArenaTooSmall(self.planned_bytes + len(data), self.planned_bytes + self._samples)
+        self._send(_SAMPLES, data)
+        request = struct.pack("<4III", *key, count, zlib.crc32(data))
+        loss, correct, counted = struct.unpack("<qII", self._link.request(kind, request, work=True))
+        return core.Stats(loss, correct, counted)
+
+    def _send(self, space: int, data: bytes) -> None:
+        size = self._link.info.payload - 5
+        for at in range(0, len(data), size):
+            self._link.request(WRITE, struct.pack("<BI", space, at) + data[at : at + size])
+
+    def _read_plane(self, index: int, number: int, size: int) -> bytes:
+        out = b""
+        while len(out) < size:
+            part = min(self._link.info.payload, size - len(out))
+            out += self._link.request(READ_PLANE, struct.pack("<HHIH", index, number, len(out), part))
+        return out
+
+    def _read_params(self, index: int, size: int) -> tuple[bytes, tuple[int, int, int]]:
+        head = struct.Struct("<HIi")
+        out, facts = b"", (0, 0, 0)
+        while len(out) < size:
+            part = min(self._link.info.payload - head.size, size - len(out))
+            reply = self._link.request(READ_PARAMS, struct.pack("<HHIH", index, 0, len(out), part))
+            facts = head.unpack_from(reply)
+            out += reply[head.size :]
+        return out, facts
+
+
+def _samples_size(program: core.Program, batch: int) -> int:
+    """Bytes of a batch in the device's memory: images to an even number, labels; from an aligned start."""
+    height, width, channels = program.in_shape
+    images = batch * height * width * channels
+    return images + images % 2 + 2 * batch + _ALIGN
+
+
+def _checked(data: bytes) -> bytes:
+    return struct.pack("<II", len(data), zlib.crc32(data))
+
+
+def _plan_bytes(program: core.Program, plan: core.Plan) -> bytes:
+    made = plan.struct(program)
+    options = (plan.act_bits, plan.guard, plan.momentum, plan.crop, plan.flip, plan.decay_bn, plan.recompute)
+    return struct.pack(
+        "<I9B", made.batch, made.accumulate, *(int(option) for option in options), len(plan.bits)
+    ) + bytes(plan.bits)
+
+
+def _rates_bytes(hyper: core.Hyper) -> bytes:
+    head = struct.pack("<IiIiIB", *hyper.lr, *hyper.weight_decay, hyper.momentum_q15, len(hyper.lasso))
+    return head + b"".join(struct.pack("<Ii", *rate) for rate in hyper.lasso)
