@@ -55,6 +55,8 @@ class RunConfig:
         eval_bits: uniform bit-width at which the global model is judged.
         eval_budgets: whether it is also judged at every device's own bit-widths.
         eval_every: evaluate after every so many rounds (and the last).
+        robust: rule against bad clients (robust.RULES): "none", "clip", "trimmed" or "median".
+        trim_percent: share of the clients' weight cut off at both ends by "trimmed" (and for batch-norm by "clip").
         quarantine_after: refused updates in a row after which a device sits out rounds; 0 for never.
         quarantine_rounds: rounds that it sits out.
         budgets: average bit-width each named device may have at most, whatever its memory; others go by memory alone.
@@ -97,6 +99,8 @@ class RunConfig:
     eval_bits: int = 8
     eval_budgets: bool = True
     eval_every: int = 1
+    robust: str = "none"
+    trim_percent: int = 20
     quarantine_after: int = 3
     quarantine_rounds: int = 10
     budgets: Mapping[str, float] = field(default_factory=dict)
@@ -191,6 +195,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "prune_density": (0, 1),
     "eval_bits": (1, 8),
     "eval_every": (1, 1_000_000),
+    "trim_percent": (0, 49),
     "quarantine_after": (0, 1_000_000),
     "quarantine_rounds": (1, 1_000_000),
 }
@@ -199,5 +204,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "scale": ("max", "mse"),
     "rounding": ("nearest", "stochastic"),
     "aggregation": ("models", "changes"),
+    "robust": ("none", "clip", "trimmed", "median"),
     "weighting": ("samples-bits", "samples"),
 }

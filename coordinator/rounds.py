@@ -12,10 +12,10 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from fedmpq.coordinator import aggregate, quarantine, updates
+from fedmpq.coordinator import aggregate, quarantine, robust, updates
 from fedmpq.coordinator.config import fx_of
 from fedmpq.coordinator.fixed import div, mul, norm
-from fedmpq.coordinator.global_model import GlobalModel
+from fedmpq.coordinator.global_model import GlobalLayer, GlobalModel, read_layer
 from fedmpq.coordinator.journal import Row, ints
 from fedmpq.coordinator.policy import Allotment
 from fedmpq.coordinator.run_state import RunState, mean_bits_of
@@ -96,6 +96,8 @@ def configure(run: RunState, row: Row) -> None:
             refused[device["device"]] = error.message
     samples = {a["device"]: a["samples"] for a in run.assignments(row["round"])}
     raw = {name: _raw_weight(config.weighting, samples[name], a.budget16) for name, a in chosen.items()}
+    if config.robust != "none":
+        raw = robust.cap_weights(raw)
     shift = aggregate.weight_shift(raw.values())
     deadline = now + config.deadline_s
     with run.journal.transaction("configure") as journal:
@@ -206,6 +208,9 @@ def close(run: RunState, row: Row) -> None:
 def aggregate_round(run: RunState, row: Row) -> None:
     """Sums the accepted updates exactly and writes the next global model (eq. 15)."""
     serving = run.serving(row)
+    if run.config.robust != "none":
+        _aggregate_robust(run, row)
+        return
     total = aggregate.PartialSum.zero(run.layout, "models" if run.config.aggregation == "models" else "changes")
     for assignment in run.assignments(row["round"]):
         if assignment["state"] == "accepted":
@@ -229,6 +234,37 @@ def aggregate_round(run: RunState, row: Row) -> None:
             {"phase": "adjust", "next_model": model, "next_bits": total.mean_bits()},
         )
         journal.event(run.clock(), "aggregated", row["round"], detail=f"{total.clients} updates -> {model[:12]}")
+
+
+def _aggregate_robust(run: RunState, row: Row) -> None:
+    """As `aggregate_round`, by a rule that bounds what each client can do."""
+    config, serving = run.config, run.serving(row)
+    accepted = [a for a in run.assignments(row["round"]) if a["state"] == "accepted"]
+    contributions = [stored_update(run, assignment, row) for assignment in accepted]
+    merged = robust.merge(config.robust, config.trim_percent, config.aggregation, serving.model, contributions)
+    model = run.blobs.put(merged.to_bytes())
+    bits = robust.mean_bits(contributions)
+    with run.journal.transaction("aggregate") as journal:
+        fields = {"phase": "adjust", "next_model": model, "next_bits": bits}
+        journal.set_fields("rounds", {"round": row["round"]}, fields)
+        journal.event(run.clock(), "aggregated", row["round"], detail=f"{len(accepted)} updates -> {model[:12]}")
+
+
+def stored_update(run: RunState, assignment: Row, row: Row) -> robust.Contribution:
+    """An accepted update, whose layers are read from the disk one at a time."""
+    serving = run.serving(row)
+    manifest = protocol.decode(topics.UPDATE, assignment["manifest"])
+    assert isinstance(manifest, protocol.Update)
+    data = run.blobs.get(assignment["pack"])
+    start_bits = ints(assignment["bits"])
+    act_bits = run.config.act_bits
+
+    def layer(index: int) -> tuple[GlobalLayer, GlobalLayer]:
+        found = updates.layer_of_file(run.layout, manifest.layers, data, index)
+        return serving.start(index, start_bits[index]), read_layer(run.layout.layers[index], found, act_bits)
+
+    bits, steps = [layer.bits for layer in manifest.layers], [layer.step for layer in manifest.layers]
+    return robust.Contribution(assignment["weight"], bits, steps, layer)
 
 
 def add_update(run: RunState, total: aggregate.PartialSum, assignment: Row, row: Row) -> None:

@@ -41,3 +41,9 @@ class ArraySamples:
         """Images (bytes) and labels (uint16) at the indices, in their order."""
         index = np.asarray(indices, np.intp)
         return self._images[index].reshape(-1).data, self._labels[index].data
+
+    def flipped(self) -> ArraySamples:
+        """The same images with class c called classes - 1 - c."""
+        found = ArraySamples(self._images, self._labels, self.classes)
+        found._labels = (self.classes - 1 - self._labels).astype(np.uint16)
+        return found

@@ -11,11 +11,13 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedmpq.coordinator import status
 from fedmpq.coordinator.admission import PlanBytes, planner_of
+from fedmpq.coordinator.attacks import Attack
 from fedmpq.coordinator.config import RunConfig
 from fedmpq.coordinator.engine import Engine
 from fedmpq.coordinator.evaluate import Images, TestSet
@@ -42,6 +44,7 @@ class Simulation:
         engine: "core" or "torch".
         workers: clients trained at the same time; 0 takes every core.
         limits: memory limits in bytes by device name, for fleets whose budgets come from memory.
+        attack: what some of the clients do to their data or updates.
         progress: called with a number of finished local trainings.
     """
 
@@ -56,11 +59,16 @@ class Simulation:
         engine: str = "core",
         workers: int = 0,
         limits: Mapping[str, int] | None = None,
+        attack: Attack | None = None,
         progress: Callable[[int], object] = int,
     ) -> None:
         self.engine = Engine(engine, origin.program)
         self._workers = workers or os.cpu_count() or 1
         self._progress = progress
+        self._attack = attack
+        self.attackers = frozenset(attack.attackers(list(clients), config.seed)) if attack else frozenset[str]()
+        if attack is not None:
+            clients = {name: attack.data(s) if name in self.attackers else s for name, s in clients.items()}
         plan_bytes = planner_of(origin.program, config.settings)
         run = RunState.open(directory, config, origin.layout, origin.program, origin.initial, plan_bytes, self._clock)
         self.run = run
@@ -84,7 +92,7 @@ class Simulation:
                 for device in self.devices.values():
                     if device.work is not None:
                         plan, blobs, device.work = device.work, device.start_blobs(), None
-                        running[pool.submit(self._train, plan, blobs, device.samples)] = (device, plan)
+                        running[pool.submit(self._train, device.name, plan, blobs, device.samples)] = (device, plan)
                 if changed is not None:
                     changed(self.run)
                 if not running:
@@ -104,9 +112,11 @@ class Simulation:
         """Gives up the data directory."""
         self.run.close()
 
-    def _train(self, plan: PlanMessage, blobs: Mapping[str, bytes], samples: Samples) -> tuple[Trained, int]:
+    def _train(self, name: str, plan: PlanMessage, blobs: Mapping[str, bytes], samples: Samples) -> tuple[Trained, int]:
         began = time.monotonic()
         trained = train(self.engine, plan, blobs, samples)
+        if self._attack is not None and name in self.attackers:
+            trained = replace(trained, layers=self._attack.layers(self.run.layout, plan, blobs, trained.layers))
         return trained, int((time.monotonic() - began) * 1000)
 
     def _fleet(

@@ -104,3 +104,14 @@ def unpack_file(layout: Layout, layers: Sequence[LayerBlobs], data: bytes) -> di
     if at != len(data):
         raise FormatError(f"stored update has {len(data)} bytes instead of {at}")
     return blobs
+
+
+def layer_of_file(layout: Layout, layers: Sequence[LayerBlobs], data: bytes, index: int) -> DeviceLayer:
+    """One layer of `pack_file`; the file was checked when it was stored."""
+    at = 0
+    for shape, layer in zip(layout.layers[:index], layers, strict=False):
+        at += len(layer.planes) * shape.plane_bytes + shape.params_bytes
+    shape, layer = layout.layers[index], layers[index]
+    end = at + len(layer.planes) * shape.plane_bytes
+    packed = [data[start : start + shape.plane_bytes] for start in range(at, end, shape.plane_bytes)]
+    return planes.unpack(shape, layer.bits, layer.step, packed, data[end : end + shape.params_bytes])
