@@ -11,14 +11,19 @@ from fedmpq.cli._common import emit, example, human_bytes, json_option, print_ta
 
 
 @click.command(
-    epilog=example("fedmpq build --profile rpi-zero-2w", "fedmpq build --profile rpi-4 --what wheel --out dist")
+    epilog=example(
+        "fedmpq build --profile rpi-zero-2w",
+        "fedmpq build --profile rpi-4 --what wheel --out dist",
+        "fedmpq build --profile stm32f746 --what gateway",
+    )
 )
 @click.option("--profile", "profile_name", required=True, help="Device class, a name or a TOML file.")
 @click.option(
     "--what",
-    type=click.Choice(["edge", "wheel"]),
+    type=click.Choice(["edge", "wheel", "gateway"]),
     default="edge",
-    help="edge: the static program fedmpq-edge; wheel: the Python package with the core for that processor.",
+    help="edge: the static program fedmpq-edge; wheel: the Python package with the core for that processor; "
+    "gateway: firmware of a bare-metal board that trains behind `fedmpq device gateway`.",
 )
 @click.option(
     "--out",
@@ -32,16 +37,19 @@ def command(profile_name: str, what: str, out: Path | None, as_json: bool) -> No
     Needs a checkout of fedmpq and the profile's compiler: `fedmpq profiles check NAME` says what is missing.
     """
     from fedmpq.firmware_profiles import load
-    from fedmpq.toolchain import edge, wheel
+    from fedmpq.toolchain import edge, gateway, wheel
 
     profile = load(profile_name)
     folder = out or Path("build") / what / profile.name
     if what == "wheel":
         built = wheel.build(profile, folder)
     else:
-        with progress(f"compiling for {profile.name}", edge.file_count(profile)) as advance:
-            built = edge.build(profile, folder, advance)
+        program = gateway if what == "gateway" else edge
+        with progress(f"compiling for {profile.name}", program.file_count(profile)) as advance:
+            built = program.build(profile, folder, advance)
     emulated = [profile.emulator.command, *profile.emulator.options] if profile.emulator.command else []
+    if what == "gateway":
+        emulated += gateway.line("tcp:127.0.0.1:5000")
     result = {
         "profile": profile.name,
         "what": what,
@@ -54,6 +62,6 @@ def command(profile_name: str, what: str, out: Path | None, as_json: bool) -> No
 
 def _print(result: dict[str, Any]) -> None:
     rows = [["file", result["file"]], ["size", human_bytes(result["bytes"])]]
-    if result["what"] == "edge":
-        rows.append(["run here", " ".join(result["run"]) + " selftest"])
+    if result["what"] != "wheel":
+        rows.append(["run here", " ".join(result["run"]) + (" selftest" if result["what"] == "edge" else "")])
     print_table(["", ""], rows, f"{result['what']} for {result['profile']}")

@@ -11,7 +11,9 @@ import signal
 import socket
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from fedmpq.cli._common import ByteSize, emit, example, human_bytes, json_option
 from fedmpq.errors import UsageError
 
 if TYPE_CHECKING:
+    from fedmpq.edge_runtime.agent import Agent, Options
     from fedmpq.edge_runtime.artifact import Artifact
     from fedmpq.edge_runtime.mqtt import Broker
     from fedmpq.edge_runtime.protocol import Settings
@@ -129,6 +132,58 @@ def _print_profile(facts: dict[str, Any]) -> None:
         click.echo(f"largest width in every layer: {facts['largest_bits'] or 'none'}")
 
 
+#: Options of `run` that `gateway` does not have: the device behind it has one thread and one engine.
+_LOCAL = {"threads", "engine"}
+
+
+@command.command(
+    "gateway",
+    epilog=example(
+        "fedmpq device gateway --serial /dev/ttyACM0?baud=921600 --credentials board-1.credentials --data 0.shard",
+        "fedmpq device gateway --serial tcp://127.0.0.1:5000 --insecure --name m7 --data client-0.shard",
+        "fedmpq device gateway --serial 'exec:ssh pi fedmpq-edge serve' --insecure --name pi --data client-0.shard",
+    ),
+)
+@click.option(
+    "--serial",
+    required=True,
+    metavar="URL",
+    help="Where the device is: /dev/tty…[?baud=N], tcp://HOST:PORT, unix:PATH or exec:COMMAND.",
+)
+def gateway(serial: str, **options: Any) -> None:
+    """Join a microcontroller to a fleet: it trains, this process speaks for it.
+
+    The device runs the firmware of `fedmpq build --what gateway`, or `fedmpq-edge serve`. Weights and images go to
+    it over its serial line; a reset or a lost line costs at most one round's training so far.
+    """
+    from fedmpq.edge_runtime import native
+    from fedmpq.edge_runtime.serial.board import RemoteCore
+    from fedmpq.edge_runtime.serial.gateway import GatewayAgent
+    from fedmpq.edge_runtime.serial.link import Link
+    from fedmpq.edge_runtime.serial.wire import Address
+
+    address = Address.parse(serial)
+    tls = options.pop("ca"), options.pop("cert"), options.pop("key")
+    identity = _identity(
+        options.pop("credentials"), options.pop("broker"), options.pop("fleet"), options.pop("name"), tls,
+        insecure=options.pop("insecure"),
+    )  # fmt: skip
+    link = Link(address, native.library().fmpq_version().decode())
+    info = link.info
+    note(f"{info.board} on {address}: {info.isa} kernels, {info.limit} bytes for training")
+    try:
+        join(
+            identity,
+            threads=1,
+            make=lambda how, transport, store, shard, seal: GatewayAgent(
+                how, transport, store, shard, RemoteCore(link), seal=seal
+            ),
+            **options,
+        )
+    finally:
+        link.close()
+
+
 @command.command(
     "run",
     epilog=example(
@@ -149,6 +204,12 @@ def _print_profile(facts: dict[str, Any]) -> None:
 )
 @_limit_option
 @_threads_option
+@click.option(
+    "--engine",
+    type=click.Choice(["native", "ort-training"]),
+    default="native",
+    help="native: integers in the C core; ort-training: full precision, for fedavg, fedpaq and uveqfed runs.",
+)
 @click.option("--until-finished", is_flag=True, help="End when the coordinator's run is over.")
 @click.option("--ca", type=click.Path(path_type=Path), help="CA certificate of a TLS broker.")
 @click.option("--cert", type=click.Path(path_type=Path), help="Client certificate for a TLS broker.")
@@ -164,6 +225,7 @@ def run(
     state: Path | None,
     memory_limit: int | None,
     threads: int,
+    engine: str,
     until_finished: bool,
     ca: Path | None,
     cert: Path | None,
@@ -174,14 +236,31 @@ def run(
 
     Stops at SIGTERM or Ctrl-C. Its state survives being killed at any moment.
     """
-    from fedmpq.edge_runtime import core
-    from fedmpq.edge_runtime.agent import Agent, Options
+    identity = _identity(credentials, broker, fleet, name, (ca, cert, key), insecure=insecure)
+    join(identity, data, state, memory_limit, threads, until_finished, partial(_agent, engine), as_json)
+
+
+def join(
+    identity: tuple[str, str, Broker, Seal | None],
+    data: Path,
+    state: Path | None,
+    memory_limit: int | None,
+    threads: int,
+    until_finished: bool,
+    make: Callable[..., Agent],
+    as_json: bool,
+) -> None:
+    """Run the agent that `make` gives (of options, transport, store, shard, seal) until a signal or the run ends it.
+
+    `identity` is what `_identity` returns; the rest are options of the command.
+    """
+    from fedmpq.edge_runtime.agent import Options
     from fedmpq.edge_runtime.mqtt import MqttTransport
     from fedmpq.edge_runtime.profile import Limits
     from fedmpq.edge_runtime.shard import Shard
     from fedmpq.edge_runtime.store import Store
 
-    fleet, name, address, seal = _identity(credentials, broker, fleet, name, (ca, cert, key), insecure=insecure)
+    fleet, name, address, seal = identity
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -189,7 +268,7 @@ def run(
     with Shard(data) as shard, Store(state or _state_folder(fleet, name), name) as store:
         transport = MqttTransport(address, f"fmpq-{fleet}-{name}")
         options = Options(fleet, name, Limits(memory_limit, threads), until_finished)
-        agent = Agent(options, transport, store, shard, core, seal=seal)
+        agent = make(options, transport, store, shard, seal)
         note(f"device {name}: {shard.count} images, broker {address}")
         agent.run(stop.is_set)
         traffic = transport.traffic
@@ -201,6 +280,18 @@ def run(
         "bytes_down": traffic.received_bytes,
     }
     emit(result, as_json)
+
+
+def _agent(engine: str, options: Options, transport: Any, store: Any, shard: Any, seal: Seal | None) -> Agent:
+    """The agent of an engine; only the one of ONNX Runtime needs NumPy and onnxruntime."""
+    from fedmpq.edge_runtime import core
+    from fedmpq.edge_runtime.agent import Agent
+
+    if engine == "native":
+        return Agent(options, transport, store, shard, core, seal=seal)
+    from fedmpq.edge_runtime.ort.agent import FloatAgent
+
+    return FloatAgent(options, transport, store, shard, seal=seal)
 
 
 def _identity(
@@ -245,3 +336,6 @@ def _state_folder(fleet: str, name: str) -> Path:
     """Where a device's state lives by default (XDG base directories)."""
     base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(base) / "fedmpq" / fleet / name
+
+
+gateway.params += [option for option in run.params if option.name not in _LOCAL]

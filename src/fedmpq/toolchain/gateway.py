@@ -63,3 +63,8 @@ def build(
 def file_count(profile: Profile) -> int:
     """Number of files that `build` compiles."""
     return len(sources.core(profile)[0]) + len(PORTS)
+
+
+def line(serial: str) -> list[str]:
+    """QEMU's options that put the board's serial line at `tcp:HOST:PORT` or `unix:PATH`; then comes the ELF file."""
+    return ["-display", "none", "-monitor", "none", "-serial", f"{serial},server=on,wait=off", "-kernel"]
