@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fedmpq.edge_runtime.chunks import CHUNK_SIZE, Assembly, Chunk, bitmap_of
+from fedmpq.edge_runtime.chunks import CHUNK_SIZE, Assembly, Chunk, bitmap_of, window
 from fedmpq.edge_runtime.protocol import MAX_WANTS, Update, Want
 from fedmpq.errors import HashError, ProtocolError
-
-#: Chunks asked for at once, so that a device's upload stays within a few megabytes in flight.
-CHUNKS_AT_ONCE = 64
 
 
 @dataclass
@@ -57,16 +54,9 @@ class Pending:
 
     def wants(self) -> tuple[Want, ...]:
         """The next chunks to ask for, and remembers having asked."""
-        self.asked.clear()
-        wants: list[Want] = []
-        for sha256, part in self.parts.items():
-            room = CHUNKS_AT_ONCE - len(self.asked)
-            if room <= 0 or len(wants) == MAX_WANTS:
-                break
-            indices = sorted(part.missing)[:room]
-            self.asked.update((sha256, index) for index in indices)
-            wants.append(Want(sha256, bitmap_of(indices, part.count)))
-        return tuple(wants)
+        asked = window(self.parts.values(), MAX_WANTS)
+        self.asked = {(sha256, index) for sha256, indices in asked.items() for index in indices}
+        return tuple(Want(sha256, bitmap_of(indices, self.parts[sha256].count)) for sha256, indices in asked.items())
 
     def add(self, chunk: Chunk) -> bool:
         """Puts a chunk in place; returns whether all that was asked for has now come.

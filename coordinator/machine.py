@@ -220,6 +220,8 @@ class Machine:
                 out = self._refusal(device, message, payload)
             elif isinstance(message, protocol.Chunk):
                 out = self._chunk(device, message)
+            elif isinstance(message, protocol.Bundle):
+                out = [answer for chunk in message.chunks for answer in self._chunk(device, chunk)]
             else:
                 out = self._other(kind, device, message, payload)
         except ProtocolError as error:
@@ -317,13 +319,15 @@ class Machine:
             if request.plan and assignment["state"] == "assigned":
                 out += self._plan(assignment)
             allowed |= self._start_blobs(row, assignment)
+        pieces: list[bytes] = []
         for want in request.wants:
             blob = allowed.get(want.sha256)
             if blob is None:
                 continue  # of an earlier round, or not this device's: the round's state tells it
-            for index in chunks.indices_of(want.bitmap, chunks.chunk_count(len(blob))):
-                out.append(Outgoing(topics.CHUNK, device, chunks.encode_chunk(want.sha256, blob, index)))
-        return out
+            pieces += chunks.encode_chunks(
+                want.sha256, blob, chunks.indices_of(want.bitmap, chunks.chunk_count(len(blob)))
+            )
+        return out + [Outgoing(topics.CHUNK, device, message) for message in chunks.bundles(pieces)]
 
     def _refusal(self, device: str, refusal: protocol.Refusal, payload: bytes) -> list[Outgoing]:
         run = self.run

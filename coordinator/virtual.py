@@ -64,6 +64,7 @@ class VirtualDevice:
     _blobs: dict[str, bytes] = field(default_factory=dict)
     _update: bytes = b""
     _sent: dict[str, bytes] = field(default_factory=dict)
+    _asked: dict[str, set[int]] = field(default_factory=dict)
 
     def birth(self) -> list[Up]:
         """The messages of a device that appears."""
@@ -96,13 +97,16 @@ class VirtualDevice:
             return self._take_plan(message, message.identity)
         if isinstance(message, chunks.Chunk):
             return self._take_chunk(message)
+        if isinstance(message, protocol.Bundle):
+            return [answer for chunk in message.chunks for answer in self._take_chunk(chunk)]
         if isinstance(message, protocol.Need):
-            return [
-                (topics.UPDATE, chunks.encode_chunk(want.sha256, blob, index))
+            pieces = (
+                chunks.encode_chunk(want.sha256, blob, index)
                 for want in message.wants
                 for blob in [self._sent[want.sha256]]
                 for index in chunks.indices_of(want.bitmap, chunks.chunk_count(len(blob)))
-            ]
+            )
+            return [(topics.UPDATE, message) for message in chunks.bundles(pieces)]
         if isinstance(message, protocol.Ack) and message.of == "update":
             self.verdicts.append(message.verdict)
             self._sent.clear()
@@ -150,26 +154,17 @@ class VirtualDevice:
         return self._ask()
 
     def _ask(self) -> list[Up]:
-        """Requests for what is missing, at most 64 chunks each."""
+        """A request for what is missing, as much as may be asked for at once."""
         assert self._plan is not None
         if not self._parts:
             self.work = self._plan
             return []
-        out: list[Up] = []
-        wants: list[protocol.Want] = []
-        room = 64
-        for part in self._parts.values():
-            missing = sorted(part.missing)
-            while missing:
-                now, missing = missing[:room], missing[room:]
-                wants.append(protocol.Want(part.sha256, chunks.bitmap_of(now, part.count)))
-                room -= len(now)
-                if room == 0:
-                    out.append(self._request(wants))
-                    wants, room = [], 64
-        if wants:
-            out.append(self._request(wants))
-        return out
+        self._asked = chunks.window(self._parts.values(), protocol.MAX_WANTS)
+        wants = [
+            protocol.Want(sha256, chunks.bitmap_of(indices, self._parts[sha256].count))
+            for sha256, indices in self._asked.items()
+        ]
+        return [self._request(wants)]
 
     def _request(self, wants: Sequence[protocol.Want]) -> Up:
         assert self._plan is not None
@@ -183,9 +178,11 @@ class VirtualDevice:
         if not part.missing:
             self._blobs[chunk.sha256] = part.finish()
             del self._parts[chunk.sha256]
-            if not self._parts:
-                self.work = self._plan
-        return []
+        asked = self._asked.get(chunk.sha256, set())
+        asked.discard(chunk.index)
+        if not asked:
+            self._asked.pop(chunk.sha256, None)
+        return [] if self._asked else self._ask()
 
     #: Bytes of a plane and of the parameter blob of each layer; set once by `fleet`.
     sizes: Sequence[tuple[int, int]] = ()

@@ -19,11 +19,12 @@ import fedmpq
 from fedmpq.edge_runtime import faults, topics
 from fedmpq.edge_runtime.assignment import Assignment, printable
 from fedmpq.edge_runtime.backoff import Backoff
-from fedmpq.edge_runtime.chunks import Chunk, chunk_count, encode_chunk, indices_of
-from fedmpq.edge_runtime.fetch import WINDOW, Fetch
+from fedmpq.edge_runtime.chunks import WINDOW_BYTES, Chunk, bundles, chunk_count, encode_chunk, indices_of
+from fedmpq.edge_runtime.fetch import Fetch
 from fedmpq.edge_runtime.profile import Limits, Trials, make_profile, trials_in_child
 from fedmpq.edge_runtime.protocol import (
     Ack,
+    Bundle,
     Control,
     CoordState,
     DeviceState,
@@ -220,6 +221,9 @@ class Agent:
             self._on_plan(message, payload)
         elif isinstance(message, Chunk):
             self._on_chunk(message)
+        elif isinstance(message, Bundle):
+            for chunk in message.chunks:
+                self._on_chunk(chunk)
         elif isinstance(message, Ack):
             self._on_ack(message)
         elif isinstance(message, Need):
@@ -301,19 +305,21 @@ class Agent:
         if payload == self._last_need[0] and now - self._last_need[1] < 1.0:
             return  # a duplicate of the transport
         self._last_need = (payload, now)
-        room = WINDOW
+        sent = 0
+        wanted: list[tuple[str, bytes, int]] = []
         for want in need.wants:
             blob = self._store.get(want.sha256)
             if blob is None:
                 log.error("round %d: a blob of the update is damaged, training again", need.round)
                 self._store.update(update=None, settled=False)
                 return
-            for index in indices_of(want.bitmap, chunk_count(len(blob))):
-                if room == 0:
-                    self._timer["answer"].reset()  # announce again at once: the rest is still needed
-                    return
-                self._send(topics.UPDATE, encode_chunk(want.sha256, blob, index))
-                room -= 1
+            wanted += [(want.sha256, blob, index) for index in indices_of(want.bitmap, chunk_count(len(blob)))]
+        for message in bundles(encode_chunk(*piece) for piece in wanted):
+            if sent > WINDOW_BYTES:
+                self._timer["answer"].reset()  # announce again at once: the rest is still needed
+                return
+            self._send(topics.UPDATE, message)
+            sent += len(message)
         self._timer["answer"].relax()
         self._timer["answer"].hold(now, FIRST_S)
 

@@ -9,6 +9,8 @@ Header, little-endian::
 
 The CRC runs over the header with a zero CRC field and then the payload. All chunks but the last are full, so index
 and size fix the length. A receiver names what it lacks by a bitmap of chunks (bit i of byte i // 8, LSB first).
+
+A message holds one chunk or several back to back (`bundles`): most planes are far smaller than a message may be.
 """
 
 from __future__ import annotations
@@ -28,6 +30,10 @@ CHUNK_SIZE: Final = 64 * 1024
 #: A plane of 134 million weights; bounds what a header can make a receiver reserve.
 MAX_BLOB: Final = 16 * 1024 * 1024
 MAX_CHUNKS: Final = MAX_BLOB // CHUNK_SIZE
+#: Bytes of the largest payload either side sends: below what AWS IoT (128 KB) lets through.
+MAX_MESSAGE: Final = 96 * 1024
+#: Bytes of chunks asked for at once: never more under way to one receiver, and never a broker's whole queue.
+WINDOW_BYTES: Final = 4 * 1024 * 1024
 
 _HEADER: Final = struct.Struct("<4sB3sIIIII4s32s")
 HEADER_SIZE: Final = _HEADER.size
@@ -88,13 +94,39 @@ def encode_chunks(sha256: str, blob: bytes, indices: Iterable[int] | None = None
         yield encode_chunk(sha256, blob, index)
 
 
+def bundles(encoded: Iterable[bytes], limit: int = MAX_MESSAGE) -> Iterator[bytes]:
+    """Chunks packed into as few messages of at most `limit` bytes as their order allows."""
+    parts: list[bytes] = []
+    size = 0
+    for chunk in encoded:
+        if parts and size + len(chunk) > limit:
+            yield b"".join(parts)
+            parts, size = [], 0
+        parts.append(chunk)
+        size += len(chunk)
+    if parts:
+        yield b"".join(parts)
+
+
 def is_chunk(data: bytes) -> bool:
-    """Whether a payload claims to be a chunk (a control message starts with an opening brace)."""
+    """Whether a payload claims to be of chunks (a control message starts with an opening brace)."""
     return data[:4] == MAGIC
 
 
+def decode_chunks(data: bytes) -> tuple[Chunk, ...]:
+    """The chunks of one message, at least one. Raises `ProtocolError` if any of them is wrong: all are dropped then."""
+    found = []
+    view = memoryview(data)
+    while True:
+        length = int.from_bytes(view[20:24], "little") if len(view) >= HEADER_SIZE else 0
+        found.append(decode_chunk(bytes(view[: HEADER_SIZE + length])))
+        view = view[HEADER_SIZE + length :]
+        if not view:
+            return tuple(found)
+
+
 def decode_chunk(data: bytes) -> Chunk:
-    """A chunk from the bytes of one message. Raises `ProtocolError` naming the field that is wrong."""
+    """A chunk from its bytes. Raises `ProtocolError` naming the field that is wrong."""
     if len(data) < HEADER_SIZE:
         raise ProtocolError(f"chunk: {len(data)} bytes, the header alone has {HEADER_SIZE}")
     magic, version, pad, index, count, size, length, crc, pad2, digest = _HEADER.unpack_from(data)
@@ -160,3 +192,18 @@ class Assembly:
             self.missing = set(range(self.count))
             raise HashError(f"blob {self.sha256[:12]}: {self.size} bytes arrived with another SHA-256")
         return blob
+
+
+def window(parts: Iterable[Assembly], most: int) -> dict[str, set[int]]:
+    """The next chunks to ask for, by blob: at most `most` blobs and `WINDOW_BYTES` bytes, but one chunk at least."""
+    asked: dict[str, set[int]] = {}
+    room = WINDOW_BYTES
+    for part in parts:
+        if len(asked) == most or room <= 0:
+            break
+        for index in sorted(part.missing):
+            room -= HEADER_SIZE + min(CHUNK_SIZE, part.size - index * CHUNK_SIZE)
+            if room < 0 and asked:
+                return asked
+            asked.setdefault(part.sha256, set()).add(index)
+    return asked

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
-from fedmpq.edge_runtime.chunks import Assembly, Chunk, bitmap_of
-from fedmpq.edge_runtime.protocol import Want
+from fedmpq.edge_runtime.chunks import WINDOW_BYTES, Assembly, Chunk, bitmap_of, window
+from fedmpq.edge_runtime.protocol import MAX_WANTS, Want
 from fedmpq.edge_runtime.store import Store
 from fedmpq.errors import HashError, ProtocolError
-
-#: Chunks asked for at once: at most 4 MiB under way to a device, and never a broker's whole queue.
-WINDOW: Final = 64
 
 
 class Fetch:
@@ -47,17 +43,12 @@ class Fetch:
         )
 
     def _fill(self) -> None:
-        room = WINDOW
-        for sha256, assembly in self._open.items():
-            self._asked[sha256] = set(sorted(assembly.missing)[:room])
-            room -= len(self._asked[sha256])
-            if not room:
-                return
-        while self._waiting and room:
+        room = WINDOW_BYTES - sum(part.size for part in self._open.values())
+        while self._waiting and (room > 0 or not self._open) and len(self._open) < MAX_WANTS:
             sha256, size = self._waiting.popitem()
-            self._open[sha256] = assembly = Assembly(sha256, size)
-            self._asked[sha256] = set(sorted(assembly.missing)[:room])
-            room -= len(self._asked[sha256])
+            self._open[sha256] = Assembly(sha256, size)
+            room -= size
+        self._asked = window(self._open.values(), MAX_WANTS)
 
     def add(self, chunk: Chunk) -> bool:
         """Take a chunk; returns whether it was wanted. A blob with a wrong hash is dropped and wanted again."""

@@ -15,7 +15,16 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 
 from fedmpq.edge_runtime import topics
-from fedmpq.edge_runtime.chunks import CHUNK_SIZE, HEADER_SIZE, MAX_BLOB, MAX_CHUNKS, Chunk, decode_chunk, is_chunk
+from fedmpq.edge_runtime.chunks import (
+    CHUNK_SIZE,
+    HEADER_SIZE,
+    MAX_BLOB,
+    MAX_CHUNKS,
+    MAX_MESSAGE,
+    Chunk,
+    decode_chunks,
+    is_chunk,
+)
 from fedmpq.edge_runtime.schema import (
     U16,
     U32,
@@ -38,8 +47,6 @@ from fedmpq.errors import ProtocolError
 
 VERSION: Final = 1
 FLOAT_VERSION: Final = 2
-#: Bytes of the largest payload either side sends: below what AWS IoT (128 KB) lets through.
-MAX_MESSAGE: Final = 96 * 1024
 MAX_LAYERS: Final = 64
 MAX_BITS: Final = 8
 #: Blobs one message can name: 64 layers of sign, 8 planes and parameters, and the program. Senders also keep to
@@ -461,7 +468,16 @@ IntegerControl: TypeAlias = (
     CoordState | RoundState | DeviceState | Profile | Request | Update | Refusal | PlanMessage | Need | Ack
 )
 Control: TypeAlias = IntegerControl | FloatControl
-Message: TypeAlias = Control | Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Several chunks in one message."""
+
+    chunks: tuple[Chunk, ...]
+
+
+Message: TypeAlias = Control | Chunk | Bundle
 
 #: Which messages may come on which kind of topic.
 ALLOWED: Final[dict[str, tuple[type[Message], ...]]] = {
@@ -507,7 +523,8 @@ def decode(kind: str, data: bytes) -> Message:
     if is_chunk(data):
         if Chunk not in allowed:
             raise ProtocolError(f"{kind}: a chunk does not belong here")
-        return decode_chunk(data)
+        found_chunks = decode_chunks(data)
+        return found_chunks[0] if len(found_chunks) == 1 else Bundle(found_chunks)
     found = _parse_json(data, kind)
     version = found.pop("v", None)
     name = found.pop("type", None)
@@ -549,6 +566,7 @@ __all__ = [
     "METHODS",
     "VERSION",
     "Ack",
+    "Bundle",
     "Chunk",
     "Control",
     "CoordState",

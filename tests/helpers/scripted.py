@@ -103,6 +103,9 @@ class Coordinator:
         elif isinstance(message, protocol.Update):
             self.updates.append(payload)
             self._judge(message, payload)
+        elif isinstance(message, protocol.Bundle):
+            for chunk in message.chunks:
+                self._answer(chunk, b"")
         elif isinstance(message, chunks.Chunk) and message.sha256 in self.parts:
             part = self.parts[message.sha256]
             part.add(message)

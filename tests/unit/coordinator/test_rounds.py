@@ -282,7 +282,7 @@ def test_corrupt_chunks_are_asked_for_again(tmp_path: Path) -> None:
     need = protocol.decode(topics.ACK, out[0].payload)
     assert isinstance(need, protocol.Need)
     answers = made.devices["a"].receive(topics.ACK, out[0].payload)
-    good = chunks.decode_chunk(answers[0][1])
+    good = chunks.decode_chunks(answers[0][1])[0]
     bad = chunks.encode_chunk(good.sha256, bytes(good.size), 0)
     again = made.machine.handle(topics.UPDATE, "a", bad)
     second = protocol.decode(topics.ACK, again[0].payload)
