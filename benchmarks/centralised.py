@@ -162,7 +162,8 @@ class Float:
     """Plain SGD in float32 with the same augmentation."""
 
     def __init__(self, o: argparse.Namespace, module: Any, mean: tuple[int, ...], pad: int, shape: Any) -> None:
-        self.o, self.module, self.pad = o, module.to(o.device), pad
+        # Channels last is how the CPU's convolutions are fastest; the values are the same up to the order of sums.
+        self.o, self.module, self.pad = o, module.to(o.device, memory_format=torch.channels_last), pad
         self.mean = torch.tensor(mean, device=o.device)[None, :, None, None]
         self.optimiser = torch.optim.SGD(module.parameters(), lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
         self.rng = np.random.default_rng(o.seed + 1)
@@ -190,7 +191,7 @@ class Float:
 
     def _tensor(self, images: Array) -> torch.Tensor:
         x = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2).to(self.o.device)
-        return (x - self.mean) / 64
+        return ((x - self.mean) / 64).contiguous(memory_format=torch.channels_last)
 
     def _augmented(self, x: torch.Tensor) -> torch.Tensor:
         padded = F.pad(x, (self.pad,) * 4)

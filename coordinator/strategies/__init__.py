@@ -11,6 +11,13 @@ from typing import Any
 from fedmpq.coordinator.strategies import ablation, aqfl, fedmpq, fpq8
 from fedmpq.errors import ConfigError
 
+#: As the paper prints them.
+PAPER_LITERAL: dict[str, Mapping[str, Any]] = {
+    "fedmpq": fedmpq.PAPER,
+    "aqfl": aqfl.PAPER,
+    "fpq8": fpq8.PAPER,
+    **ablation.settings(aqfl.PAPER, fedmpq.PAPER),
+}
 #: Strategies that train in integers on the devices, with the choices that define them.
 STRATEGIES: dict[str, Mapping[str, Any]] = {
     "fedmpq": fedmpq.DEFAULT,
@@ -18,17 +25,26 @@ STRATEGIES: dict[str, Mapping[str, Any]] = {
     "aqfl": aqfl.DEFAULT,
     "aqfl-paper": aqfl.PAPER,
     "fpq8": fpq8.DEFAULT,
-    **ablation.SETTINGS,
+    **ablation.settings(aqfl.DEFAULT, fedmpq.DEFAULT),
 }
 #: Full-precision strategies, in simulation only: float training on the clients, updates sent as the name says.
 FLOAT_STRATEGIES = ("fedavg", "fedpaq", "fedpaq8", "uveqfed", "uveqfed4")
 
 
-def choices(name: str) -> Mapping[str, Any]:
-    """The configuration keys a strategy sets; ConfigError lists the names there are."""
+def choices(name: str, *, paper_literal: bool = False) -> Mapping[str, Any]:
+    """The configuration keys a strategy sets.
+
+    Args:
+        name: of the strategy.
+        paper_literal: as the paper prints it; changes nothing about the full-precision ones.
+
+    Raises:
+        ConfigError: unknown strategy; lists the names there are.
+    """
     if name in FLOAT_STRATEGIES:
         return {"weighting": "samples", "strategy": name}
     if name not in STRATEGIES:
         known = ", ".join([*STRATEGIES, *FLOAT_STRATEGIES])
         raise ConfigError(f"unknown strategy {name!r}", f"one of {known}")
-    return {**STRATEGIES[name], "strategy": name}
+    table = {**STRATEGIES, **PAPER_LITERAL} if paper_literal else STRATEGIES
+    return {**table[name], "strategy": name}

@@ -1,17 +1,24 @@
-"""Table 4's settings (1) to (4) between AQFL and FedMPQ; (5) is FedMPQ itself."""
+"""Table 4's settings (1) to (5) between AQFL and FedMPQ."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from fedmpq.coordinator.strategies import aqfl, fedmpq
 
-_LASSO = {"lasso": fedmpq.DEFAULT["lasso"]}
-_PRUNING = {"prune_density": fedmpq.DEFAULT["prune_density"]}
+def settings(aqfl: Mapping[str, Any], fedmpq: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The five settings.
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "ablation-1-lasso": {**aqfl.DEFAULT, **_LASSO},
-    "ablation-2-pruning": {**aqfl.DEFAULT, **_PRUNING},
-    "ablation-3-both": {**aqfl.DEFAULT, **_LASSO, **_PRUNING},
-    "ablation-4-policy": {**fedmpq.DEFAULT, "lasso": 0.0},
-}
+    Args:
+        aqfl: the choices of AQFL.
+        fedmpq: those of FedMPQ, of which the settings take the Lasso, the pruning and the policy.
+    """
+    lasso = {"lasso": fedmpq["lasso"]}
+    pruning = {"prune_density": fedmpq["prune_density"]}
+    return {
+        "ablation-1-lasso": {**aqfl, **lasso},
+        "ablation-2-pruning": {**aqfl, **pruning},
+        "ablation-3-both": {**aqfl, **lasso, **pruning},
+        "ablation-4-policy": {**fedmpq, "lasso": 0.0},
+        "ablation-5-all": {**fedmpq},
+    }

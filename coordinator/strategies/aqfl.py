@@ -1,17 +1,12 @@
-"""AQFL: every layer at n = b_k; no Lasso, no pruning, no Alg. 2.
-
-DEFAULT has the same improvements as our FedMPQ, so that the two differ in the method only; PAPER has none.
-"""
+"""AQFL: every layer at n = b_k; no Lasso, no pruning, no Alg. 2."""
 
 from __future__ import annotations
 
 from typing import Any
 
-DEFAULT: dict[str, Any] = {
-    "policy": "uniform",
-    "lasso": 0.0,
-    "prune_density": 0.0,
-    "scale": "mse",
-    "aggregation": "changes",
-}
-PAPER: dict[str, Any] = {**DEFAULT, "scale": "max", "aggregation": "models"}
+from fedmpq.coordinator.strategies import server
+
+_METHOD: dict[str, Any] = {"policy": "uniform", "lasso": 0.0, "prune_density": 0.0}
+
+PAPER: dict[str, Any] = {**server.LITERAL, **_METHOD}
+DEFAULT: dict[str, Any] = {**server.IMPROVED, **_METHOD}

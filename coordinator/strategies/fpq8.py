@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-DEFAULT: dict[str, Any] = {
+from fedmpq.coordinator.strategies import server
+
+PAPER: dict[str, Any] = {
+    **server.LITERAL,
     "policy": "eight",
     "act_bits": 8,
     "lasso": 0.0,
     "prune_density": 0.0,
-    "scale": "max",
-    "aggregation": "models",
     "weighting": "samples",
 }
+DEFAULT = PAPER

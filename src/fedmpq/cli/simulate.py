@@ -1,21 +1,49 @@
-"""`fedmpq simulate`: federated runs in one process, one or several strategies on the same clients."""
+"""`fedmpq simulate`: federated runs in one process, one or several strategies on the same clients, or a preset."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from fedmpq.cli._common import emit, example, human_bytes, json_option, note, print_table, progress
 from fedmpq.cli._models import Numbers
-from fedmpq.errors import UsageError
+from fedmpq.errors import ConfigError, UsageError
 
-if TYPE_CHECKING:
-    from fedmpq.coordinator.config import RunConfig
-    from fedmpq.coordinator.samples import ArraySamples
-    from fedmpq.data import Dataset
+
+def _from_file(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """Makes the file's values the defaults of the other options; ConfigError names file and key."""
+    if path is None:
+        return None
+    import tomllib
+
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path}: {error}") from None
+    known = {option.name: option for option in ctx.command.params if option.name != param.name}
+    keys = {key.replace("-", "_"): value for key, value in values.items()}
+    if "set" in keys:
+        table = keys.pop("set")
+        if not isinstance(table, dict):
+            raise ConfigError(f"configuration {path}: set = {table!r} is no table of a run's keys")
+        keys["settings"] = [f"{key}={json.dumps(value)}" for key, value in table.items()]
+    for name, key in (("strategy", "names"), ("json", "as_json")):
+        if name in keys:
+            keys[key] = keys.pop(name)
+    for key, value in keys.items():
+        if key not in known:
+            raise ConfigError(f"configuration {path}: unknown key {key!r}", "see fedmpq simulate --help")
+        if isinstance(value, list) and not known[key].multiple:
+            keys[key] = ",".join(map(str, value))
+        elif known[key].multiple and not isinstance(value, list):
+            keys[key] = [value]
+    ctx.default_map = {**(ctx.default_map or {}), **keys}
+    return path
 
 
 @click.command(
@@ -23,9 +51,26 @@ if TYPE_CHECKING:
     epilog=example(
         "fedmpq simulate --data digits --clients 10 --rounds 5",
         "fedmpq simulate --data cifar10 --model resnet20 --strategy fedmpq --strategy aqfl --train 20000 --rounds 20",
+        "fedmpq simulate --preset table1 --scale small --seeds 1,2,3 --out table1",
+        "fedmpq simulate --config experiment.toml --out experiment",
     ),
 )
-@click.option("--data", default="digits", help="Data set: a name, a folder or an archive.")
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    is_eager=True,
+    callback=_from_file,
+    help="TOML file with any of these options as keys and a [set] table; the command line wins.",
+)
+@click.option("--preset", help="A table or figure of the paper: table1, table2, table3, table4, figure2.")
+@click.option(
+    "--scale", type=click.Choice(["full", "small"]), default="small", help="Preset: the paper's size or ours."
+)
+@click.option("--seeds", type=Numbers(), default="1", help="Preset: every run once with each of these seeds.")
+@click.option("--only", multiple=True, metavar="GLOB", help="Preset: only runs whose name matches; may be repeated.")
+@click.option("--paper-literal", is_flag=True, help="Quantise, average and allot as the paper prints it.")
+@click.option("--data", default=None, help="Data set: a name, a folder or an archive.  [default: digits]")
 @click.option("--model", default="resnet8", help="Built-in model or package.module:factory.")
 @click.option("--strategy", "names", multiple=True, default=["fedmpq"], help="System to run; may be repeated.")
 @click.option("--clients", type=click.IntRange(1, 100_000), default=10, help="Number of clients.")
@@ -60,169 +105,123 @@ if TYPE_CHECKING:
     help="Keep runs and results here; an interrupted simulation goes on from it.",
 )
 @json_option
-def command(
-    data: str,
-    model: str,
-    names: tuple[str, ...],
-    clients: int,
-    alpha: float,
-    iid: bool,
-    drop_empty: bool,
-    budgets: tuple[float, ...],
-    rounds: int,
-    epochs: int,
-    batch: int,
-    lr: float,
-    train: int | None,
-    test: int | None,
-    validation: float,
-    seed: int,
-    engine: str,
-    workers: int,
-    settings: tuple[str, ...],
-    out: Path | None,
-    as_json: bool,
-) -> None:
+@click.pass_context
+def command(ctx: click.Context, /, **options: Any) -> None:
     """Simulate federated runs in one process."""
-    import tempfile
-
     from fedmpq.coordinator.service import parse_setting
 
-    dataset = _load(data, validation, train, test, seed)
-    fleet = _partition(dataset, clients, None if iid else alpha, seed, "drop" if drop_empty else "stop")
-    caps = {name: float(budgets[number % len(budgets)]) for number, name in enumerate(fleet)}
-    values = {
-        "rounds": rounds, "epochs": epochs, "batch": batch, "lr": lr, "seed": seed, "budgets": caps,
-        "min_devices": len(fleet), "eval_budgets": False, "deadline_s": 86400.0 * 30,
-        **dict(parse_setting(text) for text in settings),
-    }  # fmt: skip
-    judged = dataset.validation if len(dataset.validation) else dataset.test
-    runs = []
+    keys = dict(parse_setting(text) for text in options["settings"])
+    if options["preset"] is None:
+        for name in ("scale", "seeds", "only"):
+            if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise UsageError(f"--{name} goes with --preset only")
+        _strategies(options, keys)
+        return
+    _refuse_beside_preset(ctx)
+    _preset(options, keys)
+
+
+def _strategies(options: dict[str, Any], keys: dict[str, Any]) -> None:
+    """Every strategy asked for, on one setting."""
+    import tempfile
+
+    from fedmpq.experiments import plots, tables
+    from fedmpq.experiments.run import config_of, run
+    from fedmpq.experiments.setting import Setting, prepare
+
+    out: Path | None = options["out"]
+    setting = Setting(
+        data=options["data"] or "digits",
+        alpha=None if options["iid"] else options["alpha"],
+        on_empty="drop" if options["drop_empty"] else "stop",
+        **{
+            key: options[key]
+            for key in (
+                "model", "clients", "budgets", "rounds", "epochs", "batch", "lr", "train", "test", "validation", "seed",
+            )
+        },
+    )  # fmt: skip
+    prepared = prepare(setting, progress)
+    literal = options["paper_literal"]
+    for name in options["names"]:
+        config_of(name, prepared, keys, paper_literal=literal)  # an unknown name or key stops all before any training
     with tempfile.TemporaryDirectory(prefix="fedmpq-") as scratch:
-        for name in names:
-            folder = (out or Path(scratch)) / name
-            runs.append(_simulate(name, values, model, dataset, judged, fleet, folder, engine, workers))
+        runs = [
+            run(
+                name,
+                prepared,
+                (out or Path(scratch)) / name,
+                settings=keys,
+                paper_literal=literal,
+                engine=options["engine"],
+                workers=options["workers"],
+                progress=progress,
+                say=note,
+            )
+            for name in options["names"]
+        ]
     result = {
-        "data": dataset.name, "model": model, "clients": len(fleet), "alpha": None if iid else alpha, "seed": seed,
-        "budgets": caps, "samples": {name: samples.count for name, samples in fleet.items()},
-        "judged_on": "validation" if len(dataset.validation) else "test", "engine": engine, "runs": runs,
+        "data": prepared.dataset.name, "model": setting.model, "clients": len(prepared.fleet), "alpha": setting.alpha,
+        "seed": setting.seed, "budgets": dict(prepared.caps),
+        "samples": {name: samples.count for name, samples in prepared.fleet.items()},
+        "judged_on": prepared.judged_on, "engine": options["engine"], "setting": setting.to_dict(), "runs": runs,
     }  # fmt: skip
     if out is not None:
         (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    emit(result, as_json, _print)
+        (out / "table.md").write_text(tables.of_runs(result))
+        if plots.available():
+            plots.of_runs(out, f"{prepared.dataset.name}, {setting.model}, {len(prepared.fleet)} clients", runs)
+    emit(result, options["as_json"], _print)
 
 
-def _simulate(
-    name: str,
-    values: dict[str, Any],
-    model: str,
-    dataset: Dataset,
-    judged: Any,
-    fleet: dict[str, ArraySamples],
-    folder: Path,
-    engine: str,
-    workers: int,
-) -> dict[str, Any]:
-    """One strategy on the fleet."""
-    from fedmpq.coordinator import source, strategies
-    from fedmpq.coordinator.samples import ArraySamples
-    from fedmpq.coordinator.service import make_config
-    from fedmpq.coordinator.simulate import Simulation
+def _preset(options: dict[str, Any], keys: dict[str, Any]) -> None:
+    """A table or figure of the paper."""
+    from fnmatch import fnmatchcase
 
-    config = make_config(name, {"run": name, **values})
-    if name in strategies.FLOAT_STRATEGIES:
-        return _simulate_float(config, model, dataset, judged, fleet, folder)
-    test = ArraySamples(judged.images, judged.labels, len(dataset.classes))
-    pad = min(16, test.shape[0] // 8) if config.crop else 0
-    origin = source.of_model(model, test, bytes(dataset.mean), crop_pad=pad, seed=config.seed)
-    with progress(f"simulating {name}", config.rounds * len(fleet)) as advance:
-        simulation = Simulation(folder, config, origin, fleet, test, engine=engine, workers=workers, progress=advance)
-        try:
-            facts = simulation.play(_reporter(name))
-        finally:
-            simulation.close()
-    return {
-        "strategy": name,
-        "config": config.to_dict(),
-        "final_accuracy": facts["last_accuracy"],
-        "bytes_up": sum(row["bytes_up"] for row in facts["rounds"]),
-        "bytes_down": sum(row["bytes_down"] for row in facts["rounds"]),
-        "rounds": facts["rounds"],
-    }
+    from fedmpq.experiments.play import play
+    from fedmpq.experiments.presets import cells
+
+    name, scale = options["preset"], options["scale"]
+    seeds = [int(seed) for seed in options["seeds"]]
+    found = cells(name, scale, seeds, [options["data"]] if options["data"] else [])
+    patterns = options["only"]
+    chosen = [cell for cell in found if not patterns or any(fnmatchcase(cell.name, glob) for glob in patterns)]
+    if not chosen:
+        raise UsageError(f"--only {' '.join(patterns)} matches no run of {name}", f"for example {found[0].name}")
+    words = ["fedmpq simulate", f"--preset {name} --scale {scale} --seeds {','.join(map(str, seeds))}"]
+    words += [f"--data {options['data']}"] if options["data"] else []
+    words += [f"--only '{glob}'" for glob in patterns]
+    words += ["--paper-literal"] if options["paper_literal"] else []
+    words += [f"--set {text}" for text in options["settings"]]
+    result = play(
+        name,
+        chosen,
+        options["out"] or Path(f"{name}-{scale}"),
+        command=" ".join(words),
+        settings=keys,
+        paper_literal=options["paper_literal"],
+        engine=options["engine"],
+        workers=options["workers"],
+        progress=progress,
+        say=note,
+    )
+    emit(result, options["as_json"], _print_preset)
 
 
-def _simulate_float(
-    config: RunConfig, model: str, dataset: Dataset, judged: Any, fleet: dict[str, ArraySamples], folder: Path
-) -> dict[str, Any]:
-    """One full-precision strategy on the fleet."""
-    from fedmpq.coordinator import source
-    from fedmpq.coordinator.float_rounds import FloatRun
-    from fedmpq.coordinator.samples import ArraySamples
-
-    test = ArraySamples(judged.images, judged.labels, len(dataset.classes))
-    pad = min(16, test.shape[0] // 8) if config.crop else 0
-    origin = source.of_model(model, test, bytes(dataset.mean), crop_pad=pad, seed=config.seed)
-    module = source.module_of(model, test, config.seed)
-    with progress(f"simulating {config.strategy}", config.rounds * len(fleet)) as advance:
-        run = FloatRun(config, module, origin.program, fleet, test, folder, advance)
-        rounds = run.play()
-    return {
-        "strategy": config.strategy,
-        "config": config.to_dict(),
-        "final_accuracy": rounds[-1]["accuracy"],
-        "bytes_up": sum(row["bytes_up"] for row in rounds),
-        "bytes_down": sum(row["bytes_down"] for row in rounds),
-        "device_bytes": run.training_bytes(),
-        "rounds": rounds,
-    }
-
-
-def _reporter(name: str) -> Any:
-    """Says a line for every round that is done."""
-    told: set[int] = set()
-
-    def tell(run: Any) -> None:
-        for row in run.journal.rows("SELECT round, metrics FROM rounds WHERE phase='done' ORDER BY round"):
-            if row["round"] not in told:
-                told.add(row["round"])
-                if row["metrics"]:
-                    note(f"{name}, round {row['round']}: {row['metrics']['global']['accuracy']:.2f} %")
-
-    return tell
-
-
-def _load(data: str, validation: float, train: int | None, test: int | None, seed: int) -> Dataset:
-    from fedmpq.data import load
-
-    return load(data, validation=validation, seed=seed, report=progress).limit(train, test, seed)
-
-
-def _partition(
-    dataset: Dataset, clients: int, alpha: float | None, seed: int, on_empty: Any
-) -> dict[str, ArraySamples]:
-    """Private data by client name."""
-    from fedmpq.coordinator.samples import ArraySamples
-    from fedmpq.data import dirichlet, iid
-
-    labels = dataset.train.labels
-    if clients > len(labels):
-        raise UsageError(f"{clients} clients cannot share {len(labels)} images")
-    if alpha is None:
-        parts = iid(labels, clients, seed, on_empty)
-    else:
-        parts = dirichlet(labels, clients, alpha, seed, on_empty=on_empty)
-    width = len(str(clients - 1))
-    return {
-        f"client-{part.client:0{width}d}": ArraySamples(
-            dataset.train.images[part.indices], labels[part.indices], len(dataset.classes)
-        )
-        for part in parts
-    }
+def _refuse_beside_preset(ctx: click.Context) -> None:
+    """A preset says what its runs are: an option that would change that must not be ignored silently."""
+    free = {"config_file", "preset", "scale", "seeds", "only", "paper_literal", "data", "engine", "workers"}
+    for key in ctx.params:
+        if key in free | {"settings", "out", "as_json"}:
+            continue
+        if ctx.get_parameter_source(key) is not click.core.ParameterSource.DEFAULT:
+            option = {"names": "strategy"}.get(key, key).replace("_", "-")
+            raise UsageError(f"--{option} cannot be combined with --preset", "choose runs by --only, keys by --set")
 
 
 def _print(result: dict[str, Any]) -> None:
     print_table(
-        ["strategy", "accuracy %", "best %", "up a round", "down a round"],
+        ["strategy", "accuracy %", "best %", "up a round", "down a round", "training memory"],
         [
             [
                 run["strategy"],
@@ -230,8 +229,28 @@ def _print(result: dict[str, Any]) -> None:
                 max((row["accuracy"] for row in run["rounds"] if row["accuracy"] is not None), default=None),
                 human_bytes(run["bytes_up"] // len(run["rounds"])),
                 human_bytes(run["bytes_down"] // len(run["rounds"])),
+                human_bytes(run["device_bytes"]),
             ]
             for run in result["runs"]
         ],
         title=f"{result['data']}, {result['model']}, {result['clients']} clients, judged on {result['judged_on']}",
+    )
+
+
+def _print_preset(result: dict[str, Any]) -> None:
+    print_table(
+        ["system", "setting", "seed", "accuracy %", "paper %", "up a round", "training memory"],
+        [
+            [
+                cell["row"],
+                cell["column"],
+                str(cell["seed"]),
+                cell["final_accuracy"],
+                cell["printed"],
+                human_bytes(cell["bytes_up"] // cell["rounds"]),
+                human_bytes(cell["device_bytes"]),
+            ]
+            for cell in result["cells"]
+        ],
+        title=result["title"],
     )
