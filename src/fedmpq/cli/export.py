@@ -21,7 +21,7 @@ from fedmpq.cli._models import (
 )
 from fedmpq.errors import UsageError
 
-TARGETS = ("native", "c", "onnx")
+TARGETS = ("native", "c", "onnx", "executorch")
 
 
 @click.command(
@@ -29,6 +29,7 @@ TARGETS = ("native", "c", "onnx")
         "fedmpq export resnet20 --bits 4 --data cifar10 --out resnet20.fmpq",
         "fedmpq export resnet8 --profile stm32h743",
         "fedmpq export mypackage.net:build --input 1x28x28 --memory 300KiB",
+        "fedmpq export resnet8 --bits 4 --target executorch --out resnet8.pte",
     )
 )
 @click.argument("model")
@@ -44,14 +45,19 @@ def command(model: str, scale: Any, target: str, out: Path | None, as_json: bool
     MODEL is a built-in model (resnet8, resnet20, resnet44), package.module:factory or file.py:factory. The budget is an
     average bit-width (--bits) or a number of bytes (--memory, --profile): then the plan with the most bits that fits is
     taken; micro-batch and, if need be, batch shrink before bits fall below 4. Targets: native (an artifact file), c
-    (a header and a source with constants, for firmware), onnx (the training step as standard integer operators).
+    (a header and a source with constants, for firmware), onnx (the training step as standard integer operators),
+    executorch (a .pte whose delegate is the integer core and enforces --memory where it is loaded; MODEL may be an
+    artifact).
     """
     from fedmpq.edge_runtime import core
     from fedmpq.export.build import build_artifact
 
     model_choice, plan_choice = take_model(options), take_plan(options)
     if is_artifact(model):
-        raise UsageError(f"{model} is an artifact already", f"MODEL is {MODEL_HELP}")
+        if target != "executorch":
+            raise UsageError(f"{model} is an artifact already", f"MODEL is {MODEL_HELP}")
+        emit(_of_artifact(Path(model), out, plan_choice.memory), as_json, _print)
+        return
     compiled = compile_model(model, model_choice)
     program = core.Program(compiled.program)
     choice = choose_plan(program, plan_choice)
@@ -64,7 +70,7 @@ def command(model: str, scale: Any, target: str, out: Path | None, as_json: bool
     built = build_artifact(
         compiled, choice.plan, scale=scale, manifest={"budget": budget, "data": model_choice.data, "target": target}
     )
-    files = _write(built, target, out, model)
+    files = _write(built, target, out, model, plan_choice.memory)
     result = {
         "file": files[0],
         "files": files,
@@ -91,7 +97,31 @@ def _print(result: dict[str, Any]) -> None:
         click.echo(f"{file}  {human_bytes(file.stat().st_size)}")
 
 
-def _write(built: Any, target: str, out: Path | None, model: str) -> list[Path]:
+def _of_artifact(source: Path, out: Path | None, limit: int | None) -> dict[str, Any]:
+    """Writes the `.pte` of an artifact file."""
+    from fedmpq.edge_runtime import artifact, core
+
+    held = artifact.read(source)
+    program, plan = core.Program(held.program), held.plan
+    weights = sum(layer.theta for layer in program.weight_layers)
+    files = _write(held, "executorch", out, source.stem, limit)
+    return {
+        "file": files[0],
+        "files": files,
+        "bytes": sum(file.stat().st_size for file in files),
+        "target": "executorch",
+        "program": program.sha256,
+        "records": len(program.records),
+        "weights": weights,
+        "average_bits": round(sum(layer.bits * layer.theta for layer in held.layers) / weights, 4),
+        "bits": plan["bits"],
+        "batch": plan["batch"],
+        "micro_batch": plan["micro_batch"],
+        "planned_bytes": held.manifest.get("planned_bytes"),
+    }
+
+
+def _write(built: Any, target: str, out: Path | None, model: str, limit: int | None) -> list[Path]:
     """Writes the target's files and returns their paths, the main one first."""
     from fedmpq.edge_runtime import artifact, container
 
@@ -110,6 +140,12 @@ def _write(built: Any, target: str, out: Path | None, model: str) -> list[Path]:
         for file, name in zip(files, ("train", "eval", "init"), strict=True):
             container.write_atomic(file, made[name].SerializeToString())
         return files
+    if target == "executorch":
+        from fedmpq.export.executorch import lowering
+
+        file = _path(out, title, ".pte")
+        container.write_atomic(file, lowering.build(built, limit=limit))
+        return [file]
     from fedmpq.export.c_source import c_sources
 
     header = _path(out, title, ".h")

@@ -1,4 +1,4 @@
-"""`fedmpq inspect`: what an artifact holds."""
+"""`fedmpq inspect`: what an artifact, or an ExecuTorch program with one inside, holds."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ KINDS = {1: "conv+bn+relu", 2: "max pool", 3: "average pool", 4: "global pool", 
 SKIPS = {0: "", 1: "identity", 2: "option A"}
 
 
-@click.command(epilog=example("fedmpq inspect resnet20.fmpq"))
+@click.command(epilog=example("fedmpq inspect resnet20.fmpq", "fedmpq inspect resnet20.pte"))
 @click.argument("file", type=click.Path(path_type=Path))
 @json_option
 def command(file: Path, as_json: bool) -> None:
-    """Show an artifact's layers, bits, memory plan and hashes."""
-    from fedmpq.edge_runtime import artifact, core
-    from fedmpq.export.build import plan_of
+    """Show an artifact's layers, bits, memory plan and hashes.
 
-    held = artifact.read(file)
+    FILE is an artifact or a .pte that `fedmpq export --target executorch` wrote.
+    """
+    from fedmpq.edge_runtime import core
+    from fedmpq.export.build import plan_of
+    from fedmpq.export.executorch import pte
+
+    held = pte.open_any(file)
     program = core.Program(held.program)
     plan = plan_of(held)
     memory = core.plan_memory(program, plan)

@@ -16,6 +16,7 @@ from fedmpq.cli._common import emit, example, json_option, note, progress
     epilog=example(
         "fedmpq train digits.fmpq --data digits --epochs 10",
         "fedmpq train resnet20.fmpq --data cifar10 --epochs 30 --lr 0.1 --validation 5000 --out trained.fmpq",
+        "fedmpq train digits.pte --data digits --epochs 10",
     )
 )
 @click.argument("file", type=click.Path(path_type=Path))
@@ -32,22 +33,24 @@ from fedmpq.cli._common import emit, example, json_option, note, progress
 @click.option("--validation", type=click.FloatRange(0), default=0, help="Images (or a share below 1) to hold out.")
 @click.option("--train-limit", type=click.IntRange(1), help="Train on at most so many images.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Fixes every random choice.")
-@click.option("--engine", type=click.Choice(["core", "onnx"]), default="core", help="The C core, or the ONNX graph of "
-              "the step in onnxruntime: slower, same bits.")  # fmt: skip
+@click.option("--engine", type=click.Choice(["core", "onnx", "executorch"]), help="The C core, the ONNX graph of the "
+              "step in onnxruntime (slower) or the delegate in ExecuTorch; same bits.  [default: by FILE]")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Trained artifact.  [default: FILE with .trained]")
 @json_option
 def command(file: Path, data: str, out: Path | None, as_json: bool, **options: Any) -> None:
     """Train an artifact on this machine, without a network.
 
     The same integer core that devices run trains FILE on a data set and writes the trained artifact; equal options give
-    equal bytes on every machine.
+    equal bytes on every machine. FILE is an artifact or a .pte.
     """
     from fedmpq import local
     from fedmpq.data import load
-    from fedmpq.edge_runtime import artifact, core
+    from fedmpq.edge_runtime import core
     from fedmpq.export import build
+    from fedmpq.export.executorch import pte
 
-    held = artifact.read(file)
+    options["engine"] = options["engine"] or ("executorch" if pte.is_pte(file) else "core")
+    held = pte.open_any(file)
     program = core.Program(held.program)
     plan = _plan(build.plan_of(held), options)
     images = load(data, validation=options["validation"], seed=options["seed"], report=progress)
@@ -57,7 +60,7 @@ def command(file: Path, data: str, out: Path | None, as_json: bool, **options: A
     recipe = local.Recipe(
         options["epochs"], options["lr"], options["schedule"], options["weight_decay"], coefficient, options["seed"]
     )
-    session = _session(options["engine"], held, program, plan)
+    session = _session(options["engine"], file, held, plan)
     started = time.monotonic()
     epochs = []
     size = len(images.train) // min(plan.batch, len(images.train)) * min(plan.batch, len(images.train))
@@ -76,7 +79,7 @@ def command(file: Path, data: str, out: Path | None, as_json: bool, **options: A
     }
     target = out or file.with_suffix(".trained" + file.suffix)
     manifest = {key: value for key, value in held.manifest.items() if key != "sha256"}
-    written = artifact.write(target, build.with_states(held.program, plan, states, {**manifest, "trained": trained}))
+    written = _write(target, build.with_states(held.program, plan, states, {**manifest, "trained": trained}))
     result = {
         "file": target,
         "bytes": written,
@@ -94,19 +97,49 @@ def command(file: Path, data: str, out: Path | None, as_json: bool, **options: A
     emit(result, as_json, _print)
 
 
-def _session(engine: str, held: Any, program: Any, plan: Any) -> Any:
+def _session(engine: str, file: Path, held: Any, plan: Any) -> Any:
     """A session of the engine with the artifact's weights."""
+    from fedmpq.edge_runtime import core
     from fedmpq.export import build
+    from fedmpq.export.executorch import pte
 
     states = build.states_of(held)
     if engine == "core":
-        return build.open_session(program, plan, states)
-    from fedmpq.export.onnx_step.session import OnnxSession
+        return build.open_session(core.Program(held.program), plan, states)
+    session: Any
+    if engine == "executorch":
+        from fedmpq.export.executorch.session import ExecutorchSession
 
-    session = OnnxSession(held.program, plan, threads=plan.threads)
+        session = ExecutorchSession(_pte(file, held) if not pte.is_pte(file) else file.read_bytes(), plan)
+    else:
+        from fedmpq.export.onnx_step.session import OnnxSession
+
+        session = OnnxSession(held.program, plan, threads=plan.threads)
     for index, state in enumerate(states):
         session.load(index, state)
     return session
+
+
+def _pte(file: Path, held: Any) -> bytes:
+    """The `.pte` of an artifact file, for one training."""
+    from fedmpq.export.executorch import lowering
+
+    note(f"lowering {file} for ExecuTorch")
+    return lowering.build(held)
+
+
+def _write(target: Path, trained: Any) -> int:
+    """Writes an artifact or, by its suffix, a `.pte`; returns its size."""
+    from fedmpq.edge_runtime import artifact, container
+    from fedmpq.export.executorch import pte
+
+    if target.suffix != pte.SUFFIX:
+        return artifact.write(target, trained)
+    from fedmpq.export.executorch import lowering
+
+    data = lowering.build(trained)
+    container.write_atomic(target, data)
+    return len(data)
 
 
 def _plan(plan: Any, options: dict[str, Any]) -> Any:

@@ -1,4 +1,7 @@
-"""The ONNX training step: standard integer operators only, and the same bits as core and reference."""
+"""The ONNX training step: standard integer operators only, and the same bits as the core.
+
+Ten steps against the core, the reference and the ExecuTorch delegate at once: test_executorch.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,6 @@ from fedmpq.export.onnx_step import OPSET, numbers
 from fedmpq.export.onnx_step.graph import INT64, Graph, Value
 from fedmpq.export.onnx_step.session import OnnxSession, _runtime, models
 from fedmpq.models.reference import fx as exact
-from fedmpq.models.reference.session import ReferenceSession
 from tests.unit.export.nets import NETS, conv_bn, ds_cnn
 
 SMALL = [pytest.param(factory, shape, id=name) for name, factory, shape, _ in NETS if name != "mobilenet"]
@@ -63,32 +65,6 @@ def test_every_net_trains_to_the_same_bits(factory: Callable[[], nn.Module], sha
     assert [ours.read(i) for i in range(len(bits))] == [theirs.read(i) for i in range(len(bits))]
     assert ours.evaluate(images, labels) == theirs.evaluate(images, labels)
     assert ours.predict(images) == theirs.predict(images)
-
-
-@pytest.mark.parametrize(
-    ("factory", "shape"),
-    [pytest.param(resnet8, (3, 8, 8), id="resnet8"), pytest.param(lambda: ds_cnn(8), (1, 49, 10), id="ds_cnn")],
-)
-@pytest.mark.parametrize("bits", [2, 4, 8, None])
-def test_ten_steps_equal_core_and_reference(
-    factory: Callable[[], nn.Module], shape: tuple[int, int, int], bits: int | None
-) -> None:
-    """Native core = ONNX graph = PyTorch reference at n = 2, 4, 8 and mixed; the batch size changes on the way."""
-    model = compiled(factory, shape)
-    count = len(model.thetas)
-    plan = core.Plan(bits=tuple(bits or 1 + i % 8 for i in range(count)), batch=6, momentum=bits != 4)
-    ours, theirs = loaded(model, plan)
-    reference = ReferenceSession(model.program, plan)
-    for index, state in enumerate(build.initial_states(model, plan)):
-        reference.load(index, state)
-    images, labels = batch(ours.program, 6)
-    hyper = core.Hyper(core.fx(0.1), core.fx(5e-4))
-    for step in range(10):
-        size = 6 if step < 8 else 3
-        key = (11, 0, 3, step)
-        seen = [s.step(images[:size], labels[:size], hyper, key) for s in (ours, theirs, reference)]
-        assert len({(stats.loss_q16, stats.correct, stats.count) for stats in seen}) == 1
-    assert ours.state_hash() == theirs.state_hash() == reference.state_hash()
 
 
 def test_only_standard_integer_operators() -> None:
