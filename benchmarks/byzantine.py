@@ -1,0 +1,95 @@
+"""Bad clients against the rules of robust aggregation: the final accuracy of every pair, as one JSON document.
+
+    python benchmarks/byzantine.py --data digits --model resnet8 --rounds 10 --epochs 2 --out byzantine-digits.json
+
+Every run has the same clients, data, first model and seed; only the attack and the rule differ. Attackers keep to the
+protocol (coordinator/attacks.py). `none` under no attack is the run that others are compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from time import monotonic
+
+from fedmpq.coordinator import source
+from fedmpq.coordinator.attacks import Attack
+from fedmpq.coordinator.samples import ArraySamples
+from fedmpq.coordinator.service import make_config, parse_setting
+from fedmpq.coordinator.simulate import Simulation
+from fedmpq.data import dirichlet, iid, load
+
+BUDGETS = (2, 2, 2, 2, 4, 4, 4, 6, 6, 8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--model", default="resnet8")
+    parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--alpha", type=float, default=0.5, help="0 for an even partition")
+    parser.add_argument("--train", type=int)
+    parser.add_argument("--test", type=int)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--seeds", default="1")
+    parser.add_argument("--attacks", default="none,label-flip:0.2,scale:0.2:10")
+    parser.add_argument("--rules", default="none,clip,trimmed,median")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    runs = []
+    for seed in map(int, options.seeds.split(",")):
+        data = load(options.data, seed=seed).limit(options.train, options.test, seed)
+        labels = data.train.labels
+        parts = (
+            dirichlet(labels, options.clients, options.alpha, seed)
+            if options.alpha
+            else iid(labels, options.clients, seed)
+        )
+        fleet = {
+            f"client-{p.client}": ArraySamples(data.train.images[p.indices], labels[p.indices], len(data.classes))
+            for p in parts
+        }
+        test = ArraySamples(data.test.images, data.test.labels, len(data.classes))
+        for attack in options.attacks.split(","):
+            for rule in options.rules.split(","):
+                values = {
+                    "run": "byzantine", "rounds": options.rounds, "epochs": options.epochs, "lr": options.lr,
+                    "seed": seed, "min_devices": len(fleet), "eval_budgets": False, "deadline_s": 86400.0,
+                    "budgets": {name: float(BUDGETS[i % len(BUDGETS)]) for i, name in enumerate(fleet)},
+                    "robust": rule, **dict(parse_setting(text) for text in options.settings),
+                }  # fmt: skip
+                config = make_config("fedmpq", values)
+                pad = min(16, test.shape[0] // 8) if config.crop else 0
+                origin = source.of_model(options.model, test, bytes(data.mean), crop_pad=pad, seed=seed)
+                began = monotonic()
+                with tempfile.TemporaryDirectory() as folder:
+                    made = None if attack == "none" else Attack.parse(attack)
+                    simulation = Simulation(Path(folder), config, origin, fleet, test, attack=made)
+                    rounds = simulation.play()["rounds"]
+                    simulation.close()
+                curve = [row["accuracy"] for row in rounds]
+                runs.append(
+                    {
+                        "seed": seed,
+                        "attack": attack,
+                        "rule": rule,
+                        "accuracy": curve[-1],
+                        "curve": curve,
+                        "attackers": sorted(simulation.attackers),
+                        "seconds": round(monotonic() - began, 1),
+                    }
+                )
+                print(f"seed {seed} {attack:16} {rule:8} {curve[-1]:6.2f} %  {runs[-1]['seconds']} s", file=sys.stderr)
+                command = "python benchmarks/byzantine.py " + shlex.join(sys.argv[1:])
+                options.out.write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
