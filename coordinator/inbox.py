@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fedmpq.edge_runtime.chunks import CHUNK_SIZE, Assembly, Chunk, bitmap_of, window
-from fedmpq.edge_runtime.protocol import MAX_WANTS, Update, Want
+from fedmpq.edge_runtime.protocol import MAX_WANTS, FloatUpdate, Update, Want
 from fedmpq.errors import HashError, ProtocolError
 
 
@@ -27,7 +27,7 @@ class Pending:
     """
 
     ref: str
-    update: Update
+    update: Update | FloatUpdate
     blobs: dict[str, bytes]
     payload: bytes = b""
     parts: dict[str, Assembly] = field(default_factory=dict)
@@ -35,7 +35,12 @@ class Pending:
 
     @classmethod
     def open(
-        cls, ref: str, update: Update, sizes: dict[str, int], known: Callable[[str], bytes | None], payload: bytes
+        cls,
+        ref: str,
+        update: Update | FloatUpdate,
+        sizes: dict[str, int],
+        known: Callable[[str], bytes | None],
+        payload: bytes,
     ) -> Pending:
         """Sorts the blobs of an update into those that are known and those to ask for."""
         blobs, parts = {}, {}

@@ -9,15 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedmpq.coordinator import admission, enrolment, evaluate, layout, source, strategies
+from fedmpq.coordinator import enrolment, kinds, strategies
 from fedmpq.coordinator.blobs import BlobStore
 from fedmpq.coordinator.broker import LOOPBACK, BrokerTls, ManagedBroker
 from fedmpq.coordinator.config import RunConfig
-from fedmpq.coordinator.engine import Engine
 from fedmpq.coordinator.enrolment import Enrolment
 from fedmpq.coordinator.gate import Gate
 from fedmpq.coordinator.journal import FILE, Journal
-from fedmpq.coordinator.machine import Machine
 from fedmpq.coordinator.run_state import RunState
 from fedmpq.coordinator.server import Server
 from fedmpq.coordinator.source import Source
@@ -68,7 +66,8 @@ def stored_run(directory: Path) -> tuple[RunConfig, Source] | None:
     def unused() -> Any:
         raise AssertionError("a run that exists keeps its first model")
 
-    return RunConfig.from_dict(json.loads(config)), Source(program, layout.of_program(program), unused, "journal")
+    known = RunConfig.from_dict(json.loads(config))
+    return known, Source(program, kinds.of(known).layout_of(program), unused, "journal")
 
 
 def make_config(strategy: str, values: Mapping[str, Any], *, paper_literal: bool = False) -> RunConfig:
@@ -100,8 +99,9 @@ class Service:
         say: Callable[[str], object] = str,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        kind = kinds.of(config)
         if test is not None:
-            source.check_fit(origin.program, test, f"the test shard {test.path}")
+            kind.check_fit(origin.program, test, f"the test shard {test.path}")
         self._say = say
         self.run = RunState.open(
             directory,
@@ -109,13 +109,12 @@ class Service:
             origin.layout,
             origin.program,
             origin.initial,
-            admission.planner_of(origin.program, config.settings),
+            kind.plan_bytes(origin.program, config),
             clock,
         )
         self.broker: ManagedBroker | None = None
         try:
-            judge = None if test is None else evaluate.TestSet(Engine("core", origin.program), config, test)
-            self.machine = Machine(self.run, judge)
+            self.machine = kind.machine(self.run, test)
             self.enrolment: Enrolment | None = None
             if not where.insecure:
                 self.enrolment = Enrolment(where.security or directory / "security", where.fleet)

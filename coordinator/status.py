@@ -108,7 +108,7 @@ def profiles(journal: Journal) -> list[dict[str, Any]]:
             {
                 "device": row["device"],
                 "machine": profile["machine"],
-                "isa": profile["isa"],
+                "isa": profile.get("isa") or profile["engine"],
                 "cpus": profile["cpus"],
                 "ram_bytes": profile["ram_bytes"],
                 "available_bytes": profile["available_bytes"],
@@ -124,7 +124,7 @@ def profiles(journal: Journal) -> list[dict[str, Any]]:
                         "measured_bytes": plan["measured_bytes"],
                         "fits": plan["planned_bytes"] <= profile["budget_bytes"],
                     }
-                    for plan in profile["plans"]
+                    for plan in profile.get("plans", [])
                 ],
                 "admission": row["admission"],
                 "reason": row["reason"] or None,

@@ -7,6 +7,7 @@ are outputs of the training graph and become the next step's inputs.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +39,26 @@ class Sgd:
 def runtime() -> Any:
     """The module onnxruntime with training.
 
+    Importing it also imports torch, wherever that is installed, for a part that is not used here: torch is hidden
+    meanwhile, which saves 250 MB and seconds.
+
     Raises:
         MissingExtraError: it is not installed, or is the plain package, which cannot train.
     """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # what the import system takes for "not there"
     try:
         import onnxruntime
-        import onnxruntime.training.api
     except ImportError:
         raise MissingExtraError("onnxruntime-training-cpu", "ort-training") from None
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    if not hasattr(onnxruntime.capi._pybind_state, "Module"):
+        raise MissingExtraError(
+            f"training (the plain onnxruntime {onnxruntime.__version__} is installed in its place)", "ort-training"
+        )
     onnxruntime.set_default_logger_severity(3)
     return onnxruntime
 
@@ -67,29 +80,28 @@ class Engine:
     """
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
-        onnxruntime = runtime()
-        from onnxruntime.training.api import CheckpointState, Module, Optimizer
-
+        self._onnxruntime = runtime()
+        self._c = self._onnxruntime.capi._pybind_state
         self.bundle = bundle
-        options = onnxruntime.SessionOptions()
+        options = self._onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._onnxruntime = onnxruntime
+        device = self._c.OrtDevice(self._c.OrtDevice.cpu(), self._c.OrtDevice.default_memory(), 0)
         with tempfile.TemporaryDirectory(prefix="fedmpq-ort-") as name:
             folder = Path(name)
             bundle.write_files(folder)
             paths = {section: str(folder / file) for section, file in FILES.items()}
             try:
-                self._state = CheckpointState.load_checkpoint(paths["state"])
-                self._module = Module(paths["training"], self._state, paths["eval"], session_options=options)
-                self._optimizer = Optimizer(paths["optim"], self._module)
+                self._state = self._c.load_checkpoint(paths["state"])
+                self._module = self._c.Module(paths["training"], self._state, paths["eval"], device, options)
+                self._optimizer = self._c.Optimizer(paths["optim"], self._state, device, options)
             except Exception as error:
                 raise FormatError(
-                    f"onnxruntime {onnxruntime.__version__} cannot load the bundle: {_first_line(error)}",
+                    f"onnxruntime {self._onnxruntime.__version__} cannot load the bundle: {_first_line(error)}",
                     f"it was made with onnxruntime {bundle.engine}",
                 ) from error
-        outputs = list(self._module.output_names())
+        outputs = list(self._module.output_names(True))
         self._logits = outputs.index("logits")
         self._statistics = [(outputs.index(output), value, count) for output, value, count in bundle.statistics]
         self._before: Floats | None = None
@@ -103,13 +115,13 @@ class Engine:
         at = 0
         for value in self.bundle.values:
             part = state[at : at + value.size].reshape(value.shape)
-            self._state.parameters[value.name].data = np.ascontiguousarray(part, np.float32)
+            self._set(value.name, part)
             at += value.size
         self._before = None
 
     def state(self) -> Floats:
         """The state vector."""
-        parts = [self._state.parameters[value.name].data.reshape(-1) for value in self.bundle.values]
+        parts = [self._get(value.name).reshape(-1) for value in self.bundle.values]
         return np.concatenate(parts).astype(np.float32)
 
     # --- work -----------------------------------------------------------------------------------------------------
@@ -125,10 +137,9 @@ class Engine:
         """
         before = self._trained() if rates.momentum or rates.weight_decay else None
         try:
-            self._module.train()
-            outputs = self._module(images, labels)
+            outputs = self._run(self._module.train_step, images, labels)
             self._optimizer.set_learning_rate(rates.lr)
-            self._optimizer.step()
+            self._optimizer.optimizer_step()
             self._module.lazy_reset_grad()
         except Exception as error:
             raise CoreError(f"onnxruntime failed in a training step: {_first_line(error)}") from error
@@ -142,35 +153,46 @@ class Engine:
             if self._before is not None:
                 after += np.float32(rates.momentum) * (before - self._before)
             self._before = before
-            value = self._onnxruntime.OrtValue.ortvalue_from_numpy(after)
-            self._module.copy_buffer_to_parameters(_inner(value), trainable_only=True)
+            self._module.copy_buffer_to_parameters(self._value(after), True)
         return loss, _correct(outputs[self._logits], labels)
 
     def evaluate(self, images: Floats, labels: NDArray[np.int64]) -> tuple[float, int]:
         """Mean loss and correct answers of a batch with running statistics."""
         try:
-            self._module.eval()
-            loss, logits = self._module(images, labels)
+            loss, logits = self._run(self._module.eval_step, images, labels)
         except Exception as error:
             raise CoreError(f"onnxruntime failed in evaluation: {_first_line(error)}") from error
         return float(loss), _correct(logits, labels)
 
     def _keep_statistic(self, name: str, new: Floats, count: int) -> None:
         """Takes a running statistic; the graph's variances are those of `count` values, without Bessel's correction."""
-        parameter = self._state.parameters[name]
         if count > 1:
-            old = np.float32(1 - BATCH_NORM_RATE) * parameter.data
+            old = np.float32(1 - BATCH_NORM_RATE) * self._get(name)
             new = old + (new - old) * np.float32(count / (count - 1))
-        parameter.data = new
+        self._set(name, new)
 
     def _trained(self) -> Floats:
-        values: Floats = self._module.get_contiguous_parameters(trainable_only=True).numpy().copy()
-        return values
+        """The trained values, in the runtime's own order."""
+        values = np.empty(self._module.get_parameters_size(True), np.float32)
+        buffer = self._value(values)
+        self._module.copy_parameters_to_buffer(buffer, True)
+        return np.array(buffer.numpy(), np.float32)
 
+    # --- the runtime's C interface ------------------------------------------------------------------------------
 
-def _inner(value: Any) -> Any:
-    """The C object of an OrtValue, which is what the training interface takes."""
-    return getattr(value, "_ortvalue", value)
+    def _run(self, step: Any, images: Floats, labels: NDArray[np.int64]) -> list[Any]:
+        fetches = self._c.OrtValueVector()
+        step([images, labels], fetches)
+        return [value.numpy() for value in fetches]
+
+    def _value(self, array: Floats) -> Any:
+        return self._onnxruntime.OrtValue.ortvalue_from_numpy(array)._ortvalue
+
+    def _get(self, name: str) -> Floats:
+        return np.asarray(self._state.get_parameter(name).data.numpy(), np.float32)
+
+    def _set(self, name: str, values: Floats) -> None:
+        self._state.copy_parameter_from(name, self._value(np.ascontiguousarray(values, np.float32)))
 
 
 def _correct(logits: Any, labels: NDArray[np.int64]) -> int:

@@ -55,7 +55,11 @@ def command() -> None:
 @click.argument("model", required=False)
 @_dir_option
 @click.option("--test", type=click.Path(path_type=Path), help="Shard of images that every global model is judged on.")
-@click.option("--strategy", help="fedmpq (default), fedmpq-paper, aqfl, aqfl-paper, fpq8 or an ablation-… setting.")
+@click.option(
+    "--strategy",
+    help="fedmpq (default), aqfl, fpq8, an ablation-… setting; for devices with --engine ort-training: fedavg, fedpaq, "
+    "fedpaq8, uveqfed, uveqfed4.",
+)
 @click.option("--rounds", type=click.IntRange(1), help="Rounds of the run (10).")
 @click.option("--devices", type=click.IntRange(1), help="Admitted devices that must be there to start a round (1).")
 @click.option("--epochs", type=click.IntRange(1, 1000), help="Local epochs of a round (1).")
@@ -203,7 +207,7 @@ def _run_of(
     asked: dict[str, Any],
 ) -> tuple[RunConfig, Source]:
     """Configuration and program: of the run in the directory, or new ones."""
-    from fedmpq.coordinator import service, source
+    from fedmpq.coordinator import kinds, service
     from fedmpq.coordinator.config import RunConfig
 
     names = {"devices": "min_devices", "deadline": "deadline_s", "quorum": "quorum_percent"}
@@ -220,14 +224,15 @@ def _run_of(
     if model is None:
         raise UsageError(f"{directory} holds no run yet", "name the MODEL to train: an artifact file or resnet8")
     config = service.make_config(strategy or "fedmpq", values)
+    origins = kinds.of(config)
     if Path(model).is_file() and not model.endswith(".py"):
-        return config, source.of_artifact(Path(model))
+        return config, origins.of_file(Path(model))
     if shard is None:
         raise UsageError(
             f"model {model!r} is built for the images at hand", "give --test SHARD, or an artifact file as MODEL"
         )
     pad = shard.shape[0] // 8 if config.crop else 0
-    return config, source.of_model(model, shard, shard.mean, crop_pad=min(pad, 16), seed=config.seed)
+    return config, origins.of_model(model, shard, shard.mean, crop_pad=min(pad, 16), seed=config.seed)
 
 
 @contextmanager
@@ -382,17 +387,19 @@ def _print_devices(result: dict[str, Any]) -> None:
 
 def _print_profiles(result: dict[str, Any]) -> None:
     for row in result["devices"]:
-        verdict = (
-            f"budget {row['budget_bits']} bits ({row['planned_bytes']:,} bytes)"
-            if row["budget_bits"]
-            else f"refused, {row['reason']}: {row['detail']}"
-        )
+        if row["budget_bits"]:
+            verdict = f"budget {row['budget_bits']} bits ({row['planned_bytes']:,} bytes)"
+        elif row["admission"] == "admitted":
+            verdict = f"full precision, a step takes {row['planned_bytes']:,} bytes (measured)"
+        else:
+            verdict = f"refused, {row['reason']}: {row['detail']}"
         click.echo(
             f"{row['device']}: {row['machine']}, {row['isa']}, {row['samples']} samples, "
             f"RAM {human_bytes(row['ram_bytes'])}, arena limit {row['limit_bytes']:,} bytes ({row['limit_source']})"
         )
         click.echo(f"  → {verdict}")
-        print_table(
-            ["bits", "planned", "measured", "fits"],
-            [[p["bits"], p["planned_bytes"], p["measured_bytes"], p["fits"]] for p in row["plans"]],
-        )
+        if row["plans"]:
+            print_table(
+                ["bits", "planned", "measured", "fits"],
+                [[p["bits"], p["planned_bytes"], p["measured_bytes"], p["fits"]] for p in row["plans"]],
+            )
