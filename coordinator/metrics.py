@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fedmpq.coordinator import status
+from fedmpq.coordinator import overview, status
 from fedmpq.coordinator.journal import Journal
 
 #: Name, kind and meaning of every metric.
@@ -33,25 +33,24 @@ HELP: dict[str, tuple[str, str]] = {
 
 def values(journal: Journal, counters: Mapping[str, int] | None = None) -> dict[str, float]:
     """Every sample by its name and labels."""
-    state = status.status(journal)
+    state = overview.overview(journal)
     found: dict[str, float] = {
-        "fedmpq_round": state["round"],
-        "fedmpq_rounds_planned": state["rounds_planned"] or 0,
-        "fedmpq_rounds_done": state["rounds_done"],
+        "fedmpq_round": state.current.round if state.current else 0,
+        "fedmpq_rounds_planned": state.config.get("rounds", 0),
+        "fedmpq_rounds_done": sum(row.phase == "done" for row in state.rounds),
     }
-    judged = [row for row in state["rounds"] if row["accuracy"] is not None]
-    if judged:
-        found["fedmpq_accuracy_percent"] = judged[-1]["accuracy"]
-        found["fedmpq_loss"] = judged[-1]["loss"]
-    done = [row for row in state["rounds"] if row["seconds"] is not None]
+    if state.judged is not None and state.judged.accuracy is not None:
+        found["fedmpq_accuracy_percent"] = state.judged.accuracy
+        found["fedmpq_loss"] = state.judged.loss or 0.0
+    done = [row for row in state.rounds if row.seconds is not None]
     if done:
-        found["fedmpq_round_seconds"] = done[-1]["seconds"]
-        for layer, bits in enumerate(done[-1]["mean_bits"] or ()):
+        found["fedmpq_round_seconds"] = done[-1].seconds or 0.0
+        for layer, bits in enumerate(done[-1].mean_bits):
             found[_sample("fedmpq_layer_bits", layer=layer)] = bits
-    for standing, count in state["devices"].items():
+    for standing, count in state.devices.items():
         found[_sample("fedmpq_devices", standing=standing)] = count
     for direction in ("up", "down"):
-        total = sum(row[f"bytes_{direction}"] for row in state["rounds"])
+        total = sum(getattr(row, f"bytes_{direction}") for row in state.rounds)
         found[_sample("fedmpq_bytes_total", direction=direction)] = total
     for row in status.devices(journal):
         name = row["device"]

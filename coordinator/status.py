@@ -28,7 +28,7 @@ def status(journal: Journal) -> dict[str, Any]:
         "rounds_done": sum(row["phase"] == "done" for row in rounds),
         "phase": current["phase"] if current else "waiting",
         "round": current["round"] if current else 0,
-        "waiting_for": _waiting(journal, config, current),
+        "waiting_for": waiting_for(journal, config, current),
         "failure": failed["detail"] if failed and (not current or current["phase"] != "done") else None,
         "devices": {
             "known": len(devices),
@@ -154,7 +154,7 @@ def _assignment(row: Row) -> dict[str, Any]:
     }
 
 
-def _waiting(journal: Journal, config: dict[str, Any], current: Row | None) -> str | None:
+def waiting_for(journal: Journal, config: dict[str, Any], current: Row | None) -> str | None:
     """Why nothing moves, in words; None if the run is over."""
     if current is not None and current["phase"] == "collect":
         owing = journal.rows(

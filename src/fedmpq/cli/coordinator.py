@@ -16,6 +16,7 @@ from fedmpq.errors import UsageError
 if TYPE_CHECKING:
     from fedmpq.coordinator.config import RunConfig
     from fedmpq.coordinator.journal import Journal
+    from fedmpq.coordinator.service import Service
     from fedmpq.coordinator.source import Source
     from fedmpq.edge_runtime.shard import Shard
 
@@ -92,6 +93,7 @@ def command() -> None:
     default="auto",
     help="Which broker to manage; auto prefers Mosquitto.",
 )
+@click.option("--http", metavar="[HOST:]PORT", help="Serve a read-only page, /metrics for Prometheus and JSON there.")
 @json_option
 def serve(
     model: str | None,
@@ -110,6 +112,7 @@ def serve(
     advertise: str,
     insecure: bool,
     broker_kind: str,
+    http: str | None,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -133,7 +136,7 @@ def serve(
         service = Service(directory, config, origin, shard, where, say=note)
         try:
             note(f"run {config.run!r} ({config.strategy}, {origin.name}), fleet {fleet!r} on {service.url}")
-            with watching(service.run) as changed:
+            with watching(service.run) as changed, _web(directory, http, service):
                 service.serve(stop=lambda: bool(stopped), changed=changed)
             result = facts.status(service.run.journal)
         finally:
@@ -236,6 +239,22 @@ def _run_of(
 
 
 @contextmanager
+def _web(directory: Path, address: str | None, service: Service) -> Iterator[None]:
+    """The run's page, if it was asked for."""
+    if address is None:
+        yield
+        return
+    from fedmpq.coordinator.web.server import WebServer
+
+    web = WebServer(directory, address, lambda: service.server.counters)
+    note(f"page on {web.url}, figures for Prometheus on {web.url}metrics")
+    try:
+        yield
+    finally:
+        web.close()
+
+
+@contextmanager
 def _stoppable() -> Iterator[list[int]]:
     """A list that fills when the process is asked to end, so that it ends between two transitions."""
     received: list[int] = []
@@ -298,6 +317,53 @@ def profile(directory: Path, as_json: bool) -> None:
     with _journal(directory) as journal:
         result = {"devices": facts.profiles(journal)}
     emit(result, as_json, _print_profiles)
+
+
+@command.command(
+    "report", epilog=example("fedmpq coordinator report --out report.html", "fedmpq coordinator report --csv tables")
+)
+@_dir_option
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="HTML file to write; needs no other file.")
+@click.option("--csv", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder for tables as CSV.")
+@json_option
+def report(directory: Path, out: Path | None, folder: Path | None, as_json: bool) -> None:
+    """Write a run's report as HTML with plots, or its tables as CSV; also beside a running coordinator."""
+    from fedmpq.coordinator.web import report as reports
+
+    if out is None and folder is None:
+        raise UsageError("nothing to write", "--out FILE.html, --csv FOLDER, or both")
+    written: list[Path] = []
+    with _journal(directory) as journal:
+        if out is not None:
+            reports.write_html(directory, journal, out)
+            written.append(out)
+        if folder is not None:
+            written += reports.write_csv(journal, folder)
+    emit({"written": written}, as_json, lambda result: [click.echo(path) for path in result["written"]])
+
+
+@command.command(
+    "web",
+    epilog=example("fedmpq coordinator web --http 8080", "fedmpq coordinator web --http 0.0.0.0:8080 --dir runs/a"),
+)
+@_dir_option
+@click.option("--http", metavar="[HOST:]PORT", default="8080", help="Where to serve it.")
+@json_option
+def web(directory: Path, http: str, as_json: bool) -> None:
+    """Serve the read-only page of a run, finished or going on, without being its coordinator."""
+    import time
+
+    from fedmpq.coordinator.web.server import WebServer
+
+    with _journal(directory), _stoppable() as stopped:
+        server = WebServer(directory, http)
+        note(f"page on {server.url}")
+        try:
+            while not stopped:
+                time.sleep(0.2)
+        finally:
+            server.close()
+    emit({"url": server.url}, as_json)
 
 
 @command.command(
