@@ -6,4 +6,5 @@ import os
 
 MODE = os.environ.get("FEDMPQ_ARM", "")
 #: The short form has no time for the bare-metal compiler and system emulation.
-collect_ignore_glob = {"full": [], "short": ["test_cortex_m.py"]}.get(MODE, ["test_*.py"])
+_SYSTEM = ["test_cortex_m.py", "test_gateway.py", "test_fleet.py", "test_small_ram.py"]
+collect_ignore_glob = {"full": [], "short": _SYSTEM}.get(MODE, ["test_*.py"])

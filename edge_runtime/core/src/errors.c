@@ -1,5 +1,9 @@
 #include <fmpq/fmpq.h>
 
+#ifndef FMPQ_VERSION /* given only to test what a gateway says to firmware of another one */
+#define FMPQ_VERSION "0.1.0"
+#endif
+
 static const struct {
     int code;
     const char *name, *text;
@@ -34,5 +38,5 @@ int fmpq_error_code(unsigned index)
 
 const char *fmpq_version(void)
 {
-    return "0.1.0";
+    return FMPQ_VERSION;
 }
