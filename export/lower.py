@@ -7,8 +7,9 @@ that stays unsupported, add a line to `advice.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -17,10 +18,34 @@ from torch.fx import Node
 from fedmpq.errors import ModelError
 from fedmpq.export.advice import advice
 from fedmpq.export.problems import Problems, module_path, op_name
-from fedmpq.export.program import MAX_KERNEL, Kind, ProgramBuilder, Record, Shape, fit_name
-from fedmpq.export.state import LayerInit, classifier_state, conv_state
+from fedmpq.export.program import (
+    MAX_KERNEL,
+    MAX_T,
+    NO_FLAGS,
+    Flag,
+    Kind,
+    ProgramBuilder,
+    Record,
+    Shape,
+    fit_name,
+)
 from fedmpq.export.trace import Graph
-from fedmpq.export.values import Bad, Conv, GlobalMean, MaxOf, Norm, Padded, Shortcut, Sum, Tensor, Value
+from fedmpq.export.units import Closed
+from fedmpq.export.values import (
+    Bad,
+    Conv,
+    GlobalMean,
+    Joined,
+    Layer,
+    MaxOf,
+    Norm,
+    Padded,
+    Shortcut,
+    Sum,
+    Tensor,
+    Value,
+    conv_of,
+)
 
 Handler: TypeAlias = "Callable[[Context, Node, dict[str, Any]], Value | None]"
 
@@ -45,14 +70,12 @@ class Options:
 
     Attributes:
         t_out: activation exponent of plain ReLU outputs: 0 covers 0…3σ in u8.
-        t_residual: activation exponent of residual sums, whose values are larger.
-        std: pixel standard deviation by channel in 0…1 that the module expects its input to be divided by; None if
-            the module is untrained, as then only the weights matter.
+        t_residual: activation exponent of residual sums, whose values are larger. Linear outputs, whose range is half
+            as wide on either side, have one more.
     """
 
     t_out: int = 0
     t_residual: int = 1
-    std: Sequence[float] | None = None
 
 
 @dataclass
@@ -63,10 +86,12 @@ class Context:
     builder: ProgramBuilder
     options: Options
     problems: Problems = field(default_factory=Problems)
-    state: dict[str, LayerInit] = field(default_factory=dict)
+    closed: list[Closed] = field(default_factory=list)
     env: dict[Node, Value | None] = field(default_factory=dict)
     owners: dict[str, str] = field(default_factory=dict)  # parameter name -> layer that uses it
     emitted: dict[Node, tuple[object, Tensor]] = field(default_factory=dict)  # layer -> how it was closed, its output
+    whole: dict[Node, Tensor] = field(default_factory=dict)  # what was read as it is
+    pairs: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # concatenations
 
     def bad(self, node: Node, reason: str, instead: str) -> Bad:
         """Reports `node`; `stand_in` then replaces its value."""
@@ -84,6 +109,8 @@ class Context:
         full = Shape(1, 1, shape[1]) if len(shape) == 2 else Shape(shape[2], shape[3], shape[1])
         self.builder.records.append(Record(Kind.CONV, "", 1, 1, 1, 0, 1, full, full, 0))
         self.builder.shapes.append(full)
+        self.builder.exponents.append(0)
+        self.builder.linear.append(False)
         return Tensor(self.builder.last, full, flat=len(shape) == 2)
 
     def parameter(self, argument: object) -> tuple[str, torch.Tensor] | None:
@@ -102,9 +129,19 @@ class Context:
         return fit_name(name, [record.name for record in self.builder.records])
 
     def tensor(self, value: Value | None, node: Node) -> Tensor | None:
-        """The tensor behind a value that `node` reads, or None after reporting why there is none."""
+        """The tensor behind a value that `node` reads, or None after reporting why there is none.
+
+        A layer that nothing closes ends here, without a ReLU.
+        """
         if isinstance(value, Tensor):
             return value
+        if isinstance(value, Conv | Norm | Sum | MaxOf | Joined):
+            if value.node not in self.whole:
+                made = self.close(value, None, linear=True)
+                if not isinstance(made, Tensor):
+                    return None
+                self.whole[value.node] = made
+            return self.whole[value.node]
         if isinstance(value, GlobalMean):
             if value.tensor is None:
                 shape = value.source.shape
@@ -117,16 +154,35 @@ class Context:
         self._explain(value, node)
         return None
 
-    def emit_conv(self, norm: Norm, t_out: int, skip: Tensor | Shortcut | None = None) -> Tensor | Bad:
-        """Writes the record of a convolution with its batch-norm, skip and ReLU."""
-        conv = norm.conv
-        if self.problems.reported(conv.node) or self.problems.reported(norm.node):
-            return self.stand_in(norm.node)
-        closing = (norm.node, t_out, skip)
+    def close(self, value: Value, top: float | None, *, linear: bool = False) -> Value:
+        """Ends pending layers with a ReLU that clips at about `top` σ, or as they are."""
+        if isinstance(value, MaxOf):
+            inner = self.close(value.inner, top, linear=linear)
+            if not isinstance(inner, Tensor):
+                return inner
+            return self.emit_max_pool(value, inner)
+        if isinstance(value, Joined):
+            return self.emit_concat(value, [self.close(part, top, linear=linear) for part in value.parts])
+        if isinstance(value, Sum):
+            return self.emit_conv(value.layer, top, value.skip, linear=linear)
+        if isinstance(value, Conv | Norm):
+            return self.emit_conv(value, top, linear=linear)
+        return value
+
+    def emit_conv(
+        self, layer: Layer, top: float | None, skip: Tensor | Shortcut | None = None, *, linear: bool = False
+    ) -> Tensor | Bad:
+        """Writes the record of a convolution with its batch-norm, skip and ReLU, as far as it has them."""
+        conv = conv_of(layer)
+        if self.problems.reported(conv.node) or self.problems.reported(layer.node):
+            return self.stand_in(layer.node)
+        t_out = self.options.t_out if skip is None else self.options.t_residual
+        t_out = min(MAX_T, t_out + 1) if linear else t_out if top is None else exponent_of(top)
+        closing = (layer.node, t_out, skip, linear)
         if conv.node in self.emitted:
             closed, output = self.emitted[conv.node]
             if closed != closing:
-                self.bad(norm.node, "its output is used in two ways", "let one ReLU read it and use that one's output")
+                self.bad(layer.node, "its output is used in two ways", "let one ReLU read it and use that one's output")
             return output
         source = self.tensor(conv.source, conv.node)
         if source is None:
@@ -135,6 +191,8 @@ class Context:
         kernel = (conv.weight.shape[2], conv.weight.shape[3])
         # A linear layer over a small map is a convolution as large as the map; over a larger one it flattens.
         flatten = conv.linear and (max(kernel) > MAX_KERNEL or source.index == 0)
+        biased = isinstance(layer, Conv)
+        added = None if skip is None else (skip.index if isinstance(skip, Tensor) else skip.source.index)
         try:
             index = self.builder.conv(
                 name,
@@ -144,17 +202,55 @@ class Context:
                 pad=conv.pad,
                 groups=conv.groups,
                 input=source.index,
-                skip=None if skip is None else (skip.index if isinstance(skip, Tensor) else skip.source.index),
+                skip=added,
                 option_a_pad=skip.front if isinstance(skip, Shortcut) else None,
                 t_out=t_out,
                 flatten=flatten,
+                flags=(Flag.LINEAR if linear else NO_FLAGS) | (Flag.BIASED if biased else NO_FLAGS),
             )
         except ModelError as error:
             self.bad(conv.node, error.message, "change the layer's sizes")
-            return self.stand_in(norm.node)
-        self.state[name] = conv_state(norm, self.options.std if source.index == 0 else None, flatten=flatten)
+            return self.stand_in(layer.node)
+        self.closed.append(Closed(name, layer, index, source.index, flatten, top))
         self.emitted[conv.node] = closing, Tensor(index, self.builder.shapes[index])
         return self.emitted[conv.node][1]
+
+    def emit_max_pool(self, pool: MaxOf, tensor: Tensor) -> Tensor | Bad:
+        """Writes the record of a max pooling."""
+        index = self.builder.pool(
+            self.unique(pool_name(pool.node)), Kind.MAX_POOL, pool.kernel, stride=pool.stride, pad=pool.pad,
+            input=tensor.index,
+        )  # fmt: skip
+        return self.pooled(pool.node, index)
+
+    def pooled(self, node: Node, index: int) -> Tensor | Bad:
+        """The new tensor, after comparing its size with what torch computed (ceil_mode may differ)."""
+        shape = self.builder.shapes[index]
+        traced = out_shape(node)
+        if traced and traced[-2:] != (shape.h, shape.w):
+            return self.bad(node, "its last windows reach past the map", "leave out ceil_mode")
+        return Tensor(index, shape)
+
+    def emit_concat(self, joined: Joined, parts: Sequence[Value]) -> Value:
+        """Writes the records of a concatenation, one for each tensor after the first; equal beginnings are shared."""
+        if any(isinstance(part, Bad) for part in parts):
+            return Bad()
+        tensors = [self.tensor(part, joined.node) for part in parts]
+        if None in tensors:
+            return Bad()
+        whole = [part for part in tensors if part is not None]
+        first = whole[0]
+        for part in whole[1:]:
+            pair = (first.index, part.index)
+            if pair not in self.pairs:
+                name = module_path(joined.node)
+                try:
+                    index = self.builder.concat(self.unique(f"{name}.cat" if name else "cat"), *pair)
+                except ModelError as error:
+                    return self.bad(joined.node, error.message, "concatenate activations of one map size")
+                self.pairs[pair] = Tensor(index, self.builder.shapes[index])
+            first = self.pairs[pair]
+        return first
 
     def emit_classifier(self, conv: Conv) -> None:
         """Writes the last record: a linear layer (or 1×1 convolution on one pixel) whose output leaves the model."""
@@ -180,28 +276,11 @@ class Context:
         except ModelError as error:
             self.bad(conv.node, error.message, "change the layer's sizes")
             return
-        self.state[name] = classifier_state(conv, found.shape)
+        self.closed.append(Closed(name, conv, self.builder.last, found.index, flatten=True))
 
     def _explain(self, value: Value | None, reader: Node) -> None:
-        """Reports a pending value that something other than its ReLU reads."""
-        if isinstance(value, MaxOf):
-            value = value.inner
-        if isinstance(value, Conv):
-            what = "linear layer" if value.linear else "convolution"
-            self.bad(
-                value.node,
-                f"the {what} has no batch-norm and ReLU after it",
-                f"follow it with BatchNorm{'1d' if value.linear else '2d'} and ReLU",
-            )
-        elif isinstance(value, Norm):
-            self.bad(
-                value.node,
-                "the batch-norm's output is used without a ReLU, and every tensor of a program is unsigned",
-                "put a ReLU after it",
-            )
-        elif isinstance(value, Sum):
-            self.bad(value.node, "the sum is used without a ReLU after it", "put a ReLU right after the sum")
-        elif isinstance(value, Shortcut | Padded):
+        """Reports a value that has no tensor."""
+        if isinstance(value, Shortcut | Padded):
             self.bad(
                 value.node,
                 "subsampling and padding work only as an option-A shortcut or as a convolution's padding",
@@ -211,13 +290,13 @@ class Context:
             self.bad(reader, "it reads something that is no activation", "read the output of a layer")
 
 
-def lower(graph: Graph, builder: ProgramBuilder, options: Options, model: str) -> dict[str, LayerInit]:
-    """Fills `builder` from `graph` and returns each weight layer's initial values by record name.
+def lower(graph: Graph, builder: ProgramBuilder, options: Options, model: str) -> list[Closed]:
+    """Fills `builder` from `graph` and returns each weight layer with where its values come from, in record order.
 
     Raises:
         UnsupportedOpError: lists every operation that has no place in a program, with source line and advice.
     """
-    from fedmpq.export import ops_layers, ops_pool, ops_shape  # noqa: F401 - they register the handlers
+    from fedmpq.export import ops_join, ops_layers, ops_pool, ops_shape  # noqa: F401 - they register the handlers
 
     context = Context(graph, builder, options)
     context.env[graph.input] = Tensor(0, builder.shapes[0])
@@ -227,7 +306,7 @@ def lower(graph: Graph, builder: ProgramBuilder, options: Options, model: str) -
         else:
             _visit(context, node)
     context.problems.raise_if_any(model)
-    return context.state
+    return context.closed
 
 
 def _visit(context: Context, node: Node) -> None:
@@ -236,9 +315,6 @@ def _visit(context: Context, node: Node) -> None:
     handler = HANDLERS.get(operation)
     if node.op != "call_function" or handler is None:
         if _carries_activation(context, node):
-            for source in inputs:
-                if isinstance(source, Conv):
-                    context.tensor(source, node)  # it lacks its batch-norm, whatever replaces this operation
             context.bad(node, "no record computes this", advice(operation))
             context.env[node] = context.stand_in(node)
         return
@@ -267,6 +343,8 @@ def _finish(context: Context, node: Node) -> None:
         context.bad(node, f"the model returns {len(outputs)} tensors", "return the class scores only")
         return
     value = context.env.get(outputs[0])
+    if isinstance(value, Norm):
+        value = folded(value)
     if isinstance(value, Conv):
         context.emit_classifier(value)
     elif not isinstance(value, Bad) and not context.problems.reported(outputs[0]):
@@ -297,6 +375,30 @@ def out_shape(node: Node) -> tuple[int, ...]:
     """Shape of a node's output as traced, batch first."""
     found = node.meta.get("val")
     return tuple(int(size) for size in found.shape) if isinstance(found, torch.Tensor) else ()
+
+
+def folded(norm: Norm) -> Conv:
+    """A layer with the batch-norm after it multiplied in."""
+    factor = norm.gamma / (norm.var + norm.eps).sqrt()
+    bias = 0 if norm.conv.bias is None else norm.conv.bias
+    weight = norm.conv.weight * factor[:, None, None, None]
+    return replace(norm.conv, weight=weight, bias=(bias - norm.mean) * factor + norm.beta)
+
+
+def unit_layer(node: Node, tensor: Tensor, measured: Node) -> Conv:
+    """A depthwise 1×1 convolution of weight 1, for what needs a record and has no convolution of its own.
+
+    `measured` is the node that gave the tensor, `node` the operation that stands alone.
+    """
+    name = module_path(node)
+    weight = torch.ones(tensor.shape.c, 1, 1, 1)
+    channels = tensor.shape.c
+    return Conv(node, name or node.name, tensor, weight, None, channels, groups=channels, measured=measured)
+
+
+def exponent_of(top: float) -> int:
+    """The activation exponent t whose range 0…3·2^t σ is nearest to 0…top (ReLU6: t = 1)."""
+    return min(MAX_T, max(0, round(math.log2(top / 3))))
 
 
 def map_shape(value: Value) -> Shape | None:

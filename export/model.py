@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.fx import Node
 
 from fedmpq.errors import ModelError
+from fedmpq.export.calibrate import sizes
 from fedmpq.export.lower import Options, lower
 from fedmpq.export.program import ProgramBuilder, Record, program_id
 from fedmpq.export.state import LayerInit
 from fedmpq.export.trace import trace
+from fedmpq.export.units import biased, initial_values
 from fedmpq.models.torchvision_ops import declare_missing
 
 
@@ -85,7 +88,12 @@ def from_module(
         if len(std) != channels or any(not value > 0 for value in std):
             raise ModelError(f"std {std} must hold one positive value for each of {channels} channels")
     graph = trace(module, input_shape, title)
-    state = lower(graph, builder, Options(t_out, t_residual, std), title)
+    closed = lower(graph, builder, Options(t_out, t_residual), title)
+    measured: dict[Node, float] = {}
+    if biased(closed):
+        wanted = {item.measured for item in biased(closed)}
+        measured = sizes(graph, input_shape, wanted, trained=std is not None)
+    state = initial_values(builder.records, closed, measured, std)
     return CompiledModel(title, builder.build(), tuple(builder.records), state)
 
 

@@ -1,22 +1,22 @@
-"""Convolution, linear, batch-norm, activations and sums."""
+"""Convolution, linear, batch-norm and activations."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from fedmpq.export.lower import Context, handles, map_shape, out_shape
-from fedmpq.export.ops_pool import emit_max_pool
-from fedmpq.export.program import MAX_T
-from fedmpq.export.values import Bad, Conv, GlobalMean, MaxOf, Norm, Padded, Shortcut, Sum, Tensor, Value
+from fedmpq.export.lower import Context, handles, map_shape, out_shape, unit_layer
+from fedmpq.export.problems import op_name
+from fedmpq.export.values import Bad, Conv, GlobalMean, Joined, MaxOf, Norm, Padded, Sum, Tensor, Value
+
+_ACTIVATIONS = {"aten.relu", "aten.relu6", "aten.hardtanh", "aten.clamp", "aten.clamp_min", "aten.clip"}
 
 
 @handles("aten.conv2d")
 def conv2d(context: Context, node: Node, args: dict[str, Any]) -> Value:
-    """A convolution; waits for its batch-norm."""
+    """A convolution; waits for its batch-norm or ReLU."""
     source = context.env.get(args["input"])
     weight = _weight(context, node, args)
     if weight is None:
@@ -64,10 +64,15 @@ def linear(context: Context, node: Node, args: dict[str, Any]) -> Value:
 
 @handles("aten.batch_norm", "aten._native_batch_norm_legit_no_training", "aten.cudnn_batch_norm")
 def batch_norm(context: Context, node: Node, args: dict[str, Any]) -> Value:
-    """Batch-norm right after a convolution or linear layer."""
+    """Batch-norm right after a convolution or linear layer; one that stands alone is a depthwise layer of weight 1."""
     source = context.env.get(args["input"])
-    if not isinstance(source, Conv):
-        return context.bad(node, "batch-norm stands alone", "put it right after a convolution or linear layer")
+    if not isinstance(source, Conv) or len(args["input"].users) > 1:
+        tensor = context.tensor(source, node)
+        if tensor is None:
+            return Bad()
+        if tensor.flat and tensor.shape.h * tensor.shape.w > 1:
+            return context.bad(node, "batch-norm of a flattened map", "put BatchNorm2d before Flatten")
+        source = unit_layer(node, tensor, args["input"])
     found = {key: context.parameter(args[key]) for key in ("weight", "bias", "running_mean", "running_var")}
     for key, entry in found.items():
         if entry is None and args[key] is not None:
@@ -78,19 +83,20 @@ def batch_norm(context: Context, node: Node, args: dict[str, Any]) -> Value:
     values = {
         key: torch.full((source.cout,), defaults[key]) if entry is None else entry[1] for key, entry in found.items()
     }
-    return Norm(node, source, values["weight"], values["bias"], values["running_mean"], values["running_var"])
+    gamma, beta, mean, var = (values[key] for key in ("weight", "bias", "running_mean", "running_var"))
+    return Norm(node, source, gamma, beta, mean, var, float(args["eps"]))
 
 
 @handles("aten.relu")
 def relu(context: Context, node: Node, args: dict[str, Any]) -> Value:
     """A ReLU: closes the record of the convolution before it."""
-    return activate(context, node, context.env.get(args["self"]), None)
+    return activate(context, node, args["self"], None)
 
 
 @handles("aten.relu6")
 def relu6(context: Context, node: Node, args: dict[str, Any]) -> Value:
     """A ReLU6: a ReLU whose activation range is the nearest to 0…6."""
-    return activate(context, node, context.env.get(args["self"]), 6.0)
+    return activate(context, node, args["self"], 6.0)
 
 
 @handles("aten.hardtanh")
@@ -108,82 +114,30 @@ def clamp(context: Context, node: Node, args: dict[str, Any]) -> Value:
 def _clipped(context: Context, node: Node, source: Node, low: object, high: object) -> Value:
     if low != 0 or not (high is None or (isinstance(high, int | float) and high > 0)):
         return context.bad(node, f"it clips to {low}…{high}; tensors are unsigned", "clip to 0…a, for example by ReLU6")
-    return activate(context, node, context.env.get(source), None if high is None else float(high))
+    return activate(context, node, source, None if high is None else float(high))
 
 
-def activate(context: Context, node: Node, value: Value | None, top: float | None) -> Value:
+def activate(context: Context, node: Node, source: Node, top: float | None) -> Value:
     """Ends a record with a ReLU that clips at about `top` σ; a ReLU on what is unsigned already changes nothing."""
+    value = context.env.get(source)
+    if isinstance(value, Conv | Norm | Sum | MaxOf | Joined) and not all(map(_activates, source.users)):
+        value = context.tensor(value, node)  # something else reads it without the ReLU
+    if isinstance(value, Tensor) and value.index == 0:
+        return context.bad(node, "a ReLU on the image itself", "put a convolution and a batch-norm before it")
+    if isinstance(value, GlobalMean) and context.builder.linear[value.source.index]:
+        value = context.tensor(value, node)
+    if isinstance(value, Tensor) and context.builder.linear[value.index]:
+        value = unit_layer(node, value, source)
     if isinstance(value, Tensor | GlobalMean):
-        if isinstance(value, Tensor) and value.index == 0:
-            return context.bad(node, "a ReLU on the image itself", "put a convolution and a batch-norm before it")
         return value
-    if isinstance(value, MaxOf):
-        inner = activate(context, node, value.inner, top)
-        if not isinstance(inner, Tensor):
-            return inner
-        return emit_max_pool(context, value.node, inner, value.kernel, value.stride, value.pad)
-    if isinstance(value, Norm | Sum):
-        default = context.options.t_residual if isinstance(value, Sum) else context.options.t_out
-        t_out = default if top is None else exponent_of(top)
-        if isinstance(value, Sum):
-            return context.emit_conv(value.norm, t_out, value.skip)
-        return context.emit_conv(value, t_out)
+    if isinstance(value, Conv | Norm | Sum | MaxOf | Joined):
+        return context.close(value, top)
     context.tensor(value, node)
     return Bad()
 
 
-def exponent_of(top: float) -> int:
-    """The activation exponent t whose range 0…3·2^t σ is nearest to 0…top (ReLU6: t = 1)."""
-    return min(MAX_T, max(0, round(math.log2(top / 3))))
-
-
-@handles("aten.add")
-def add(context: Context, node: Node, args: dict[str, Any]) -> Value:
-    """A residual sum: batch-norm output plus an earlier tensor or an option-A shortcut."""
-    if args.get("alpha", 1) != 1:
-        return context.bad(node, f"alpha = {args['alpha']} has no record", "leave the factor to the batch-norm")
-    if not all(isinstance(args[key], Node) for key in ("self", "other")):
-        return context.bad(node, "it adds a constant", "leave constants to the batch-norm's bias")
-    sides = [context.env.get(args["self"]), context.env.get(args["other"])]
-    norms = [value for value in sides if isinstance(value, Norm)]
-    if len(norms) == 2:
-        return context.bad(
-            node,
-            "a projection shortcut adds two batch-norm outputs before the ReLU",
-            "put a ReLU after the shortcut's batch-norm, or use F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, p, p))",
-        )
-    if not norms:
-        for value in sides:
-            if isinstance(value, Conv | Sum | MaxOf):
-                context.tensor(value, node)
-                return Bad()
-        return context.bad(
-            node,
-            "neither side is the output of a batch-norm",
-            "add the skip between a convolution's batch-norm and its ReLU",
-        )
-    skip = sides[0] if norms[0] is sides[1] else sides[1]
-    if isinstance(skip, Shortcut):
-        if skip.step != (2, 2):
-            return context.bad(skip.node, f"a shortcut with steps {skip.step} has no record", "use ::2 in both")
-        return _sum(context, node, norms[0], skip)
-    tensor = context.tensor(skip, node)
-    if tensor is None:
-        return Bad()
-    if tensor.index == 0:
-        return context.bad(node, "the image itself cannot be a skip", "start the branch after the first ReLU")
-    return _sum(context, node, norms[0], tensor)
-
-
-def _sum(context: Context, node: Node, norm: Norm, skip: Tensor | Shortcut) -> Value:
-    source = skip if isinstance(skip, Tensor) else skip.source
-    if norm.conv.source == source:
-        return context.bad(
-            node,
-            "the branch is a single convolution, which reads what is added",
-            "let the branch hold two convolutions",
-        )
-    return Sum(node, norm, skip)
+def _activates(user: Node) -> bool:
+    return op_name(user).removesuffix("_") in _ACTIVATIONS
 
 
 def _weight(context: Context, node: Node, args: dict[str, Any]) -> tuple[str, torch.Tensor, torch.Tensor | None] | None:

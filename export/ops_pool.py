@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from fedmpq.export.lower import Context, handles, out_shape, pool_name
 from fedmpq.export.program import Kind
-from fedmpq.export.values import Bad, GlobalMean, MaxOf, Norm, Shortcut, Sum, Tensor, Value
+from fedmpq.export.values import Bad, Conv, GlobalMean, Joined, MaxOf, Norm, Shortcut, Sum, Tensor, Value
 
 
 @handles("aten.max_pool2d")
@@ -21,7 +21,7 @@ def max_pool2d(context: Context, node: Node, args: dict[str, Any]) -> Value:
     if _pair(args["dilation"]) != (1, 1):
         return context.bad(node, f"dilation {args['dilation']} has no record", "use a plain MaxPool2d")
     value = context.env.get(args["self"])
-    if isinstance(value, Norm | Sum):
+    if isinstance(value, Conv | Norm | Sum | Joined):
         return MaxOf(node, value, kernel, stride, pad)
     if isinstance(value, Tensor) and value.index == 0:
         return context.bad(node, "pooling of the image itself", "resize the images, or put a convolution before it")
@@ -30,17 +30,7 @@ def max_pool2d(context: Context, node: Node, args: dict[str, Any]) -> Value:
         return Bad()
     if kernel == (1, 1) and stride == 2:
         return Shortcut(node, tensor, (2, 2))
-    return emit_max_pool(context, node, tensor, kernel, stride, pad)
-
-
-def emit_max_pool(
-    context: Context, node: Node, tensor: Tensor, kernel: tuple[int, int], stride: int, pad: int
-) -> Tensor | Bad:
-    """Writes the record of a max pooling."""
-    index = context.builder.pool(
-        context.unique(pool_name(node)), Kind.MAX_POOL, kernel, stride=stride, pad=pad, input=tensor.index
-    )
-    return _checked(context, node, index)
+    return context.emit_max_pool(MaxOf(node, tensor, kernel, stride, pad), tensor)
 
 
 @handles("aten.avg_pool2d")
@@ -109,16 +99,7 @@ def _average(context: Context, node: Node, tensor: Tensor, kernel: tuple[int, in
     index = context.builder.pool(
         context.unique(pool_name(node)), Kind.AVG_POOL, kernel, stride=kernel[0], input=tensor.index
     )
-    return _checked(context, node, index)
-
-
-def _checked(context: Context, node: Node, index: int) -> Tensor | Bad:
-    """The new tensor, after comparing its size with what torch computed (ceil_mode may differ)."""
-    shape = context.builder.shapes[index]
-    traced = out_shape(node)
-    if traced and traced[-2:] != (shape.h, shape.w):
-        return context.bad(node, "its last windows reach past the map", "leave out ceil_mode")
-    return Tensor(index, shape)
+    return context.pooled(node, index)
 
 
 def _window(context: Context, node: Node, args: dict[str, Any]) -> tuple[tuple[int, int], int, int] | None:

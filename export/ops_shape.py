@@ -8,7 +8,7 @@ from typing import Any
 from torch.fx import Node
 
 from fedmpq.export.lower import Context, handles, map_shape, out_shape
-from fedmpq.export.values import Bad, Conv, GlobalMean, Norm, Padded, Shortcut, Sum, Tensor, Value
+from fedmpq.export.values import Bad, Conv, GlobalMean, Joined, MaxOf, Norm, Padded, Shortcut, Sum, Tensor, Value
 
 
 @handles(
@@ -25,7 +25,7 @@ def identity(context: Context, _node: Node, args: dict[str, Any]) -> Value | Non
 def softmax(context: Context, node: Node, args: dict[str, Any]) -> Value | None:
     """A softmax at the end: the classifier record has its own."""
     value = context.env.get(args["self"])
-    if not isinstance(value, Conv) or any(user.op != "output" for user in node.users):
+    if not isinstance(value, Conv | Norm) or any(user.op != "output" for user in node.users):
         return context.bad(node, "softmax inside the model has no record", "use it only as the last operation")
     return value
 
@@ -38,6 +38,8 @@ def reshape(context: Context, node: Node, args: dict[str, Any]) -> Value | None:
     before = out_shape(args["self"])
     if shape == before:
         return value
+    if isinstance(value, Conv | Norm | Sum | MaxOf | Joined) and any(size != 1 for size in before[2:]):
+        value = context.tensor(value, node)
     if isinstance(value, Tensor):
         features = value.shape.elements
         if shape[1:] == (features,):
@@ -63,6 +65,7 @@ def slice_(context: Context, node: Node, args: dict[str, Any]) -> Value | None:
     start, end, step = args["start"] or 0, args["end"], args["step"]
     if start == 0 and step == 1 and (end is None or end >= size):
         return value
+    value = _whole(context, value, node)
     subsampling = step == 2 and start == 0 and (end is None or end >= size) and args["dim"] in {2, 3}
     if subsampling and isinstance(value, Tensor | Shortcut) and not _is_image(value):
         shortcut = value if isinstance(value, Shortcut) else Shortcut(node, value, (1, 1))
@@ -86,6 +89,7 @@ def pad(context: Context, node: Node, args: dict[str, Any]) -> Value | None:
         return context.bad(node, f"padding with {args.get('mode', args.get('value'))}", "pad with zeros")
     if not any(sides):
         return value
+    value = _whole(context, value, node)
     left, right, top, bottom, front, back, *batch = sides
     spatial = {left, right, top, bottom}
     if spatial == {0} and not any(batch) and min(front, back) >= 0 and isinstance(value, Tensor | Shortcut):
@@ -98,6 +102,12 @@ def pad(context: Context, node: Node, args: dict[str, Any]) -> Value | None:
         return context.bad(node, f"padding {args['pad']} has no record", "pad all four sides alike")
     context.tensor(value, node)
     return Bad()
+
+
+def _whole(context: Context, value: Value | None, node: Node) -> Value | None:
+    """A layer that waits, as the tensor it is without a ReLU."""
+    pending = isinstance(value, Conv | Norm | Sum | MaxOf | Joined)
+    return context.tensor(value, node) if pending else value
 
 
 def _is_image(value: Tensor | Shortcut) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 from fedmpq.errors import ModelError
 
@@ -41,19 +41,31 @@ assert _RECORD.size == 64
 class Kind(IntEnum):
     """What a record computes, forward and backward."""
 
-    CONV = 1  #: convolution, batch-norm, optional skip, ReLU, quantisation to u8
+    CONV = 1  #: convolution, batch-norm or bias, optional skip, optional ReLU, quantisation to u8
     MAX_POOL = 2
     AVG_POOL = 3
     GLOBAL_POOL = 4  #: average over the whole map, read by the classifier
     CLASSIFIER = 5  #: linear and softmax cross-entropy; always the last record
+    CONCAT = 6  #: channels of two tensors, one behind the other
 
 
 class Skip(IntEnum):
-    """How a residual branch enters a convolution record."""
+    """How the second tensor enters a record."""
 
     NONE = 0
     IDENTITY = 1
     OPTION_A = 2  #: every second row and column, channels padded with zeros (He et al. 2016, option A)
+    CONCAT = 3  #: behind the first
+
+
+class Flag(IntFlag):
+    """What a convolution record does without."""
+
+    LINEAR = 1  #: no ReLU: the output is signed, stored with zero point 128
+    BIASED = 2  #: no batch-norm: statistics and γ are constants of the state
+
+
+NO_FLAGS = Flag(0)
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,7 @@ class Record:
     skip: int = NO_TENSOR
     skip_pad_c: int = 0
     t_out: int = 0  #: activation exponent; pooling keeps its input's and stores 0
+    flags: Flag = NO_FLAGS
 
     @property
     def cin(self) -> int:
@@ -113,7 +126,7 @@ class Record:
         """The record's 64 bytes."""
         flat = self.kind is Kind.CLASSIFIER
         return _RECORD.pack(
-            self.kind, self.kh, self.kw, self.stride, self.pad, self.skip_kind, self.t_out, 0,
+            self.kind, self.kh, self.kw, self.stride, self.pad, self.skip_kind, self.t_out, self.flags,
             self.groups, self.cin, self.out.c,
             1 if flat else self.inp.h, 1 if flat else self.inp.w, self.out.h, self.out.w,
             self.input, self.skip, self.skip_pad_c, bytes(4), self.name.encode(),
@@ -157,6 +170,8 @@ class ProgramBuilder:
 
     def __post_init__(self) -> None:
         self.shapes: list[Shape] = [Shape(*self.input_shape)]
+        self.exponents: list[int] = [0]  #: activation exponent by tensor
+        self.linear: list[bool] = [False]  #: whether a tensor is signed
         self.mean = tuple(self.mean) * (self.shapes[0].c if len(self.mean) == 1 else 1)
         shape = self.shapes[0]
         _require(1 <= shape.c <= MAX_CHANNELS_IN, f"the input has {shape.c} channels, 1 to {MAX_CHANNELS_IN} work")
@@ -187,8 +202,9 @@ class ProgramBuilder:
         option_a_pad: int | None = None,
         t_out: int = 0,
         flatten: bool = False,
+        flags: Flag = NO_FLAGS,
     ) -> int:
-        """Convolution + batch-norm (+ skip) + ReLU.
+        """Convolution + batch-norm (+ skip) + ReLU, the second and last as `flags` say.
 
         Args:
             name: of the record, at most 31 bytes.
@@ -202,6 +218,7 @@ class ProgramBuilder:
             option_a_pad: makes the skip an option-A shortcut with so many zero channels in front.
             t_out: activation exponent of the output.
             flatten: a hidden linear layer: reads the whole map, in h, w, c order, as one pixel.
+            flags: LINEAR without ReLU, BIASED without batch-norm.
         """
         source = self.last if input is None else input
         inp = self._shape(source, name)
@@ -223,7 +240,7 @@ class ProgramBuilder:
         return self._add(
             Record(
                 Kind.CONV, name, kh, kw, stride, pad, groups, inp, out, source,
-                kind, NO_TENSOR if skip is None else skip, pad_c, t_out,
+                kind, NO_TENSOR if skip is None else skip, pad_c, t_out, flags,
             )
         )  # fmt: skip
 
@@ -248,6 +265,20 @@ class ProgramBuilder:
         _require(kh <= MAX_POOL and kw <= MAX_POOL, f"{name}: a {kh}×{kw} window exceeds {MAX_POOL}×{MAX_POOL}")
         out = _window(name, inp, (kh, kw), step, pad, inp.c)
         return self._add(Record(kind, name, kh, kw, step, pad, 1, inp, out, source))
+
+    def concat(self, name: str, first: int, second: int) -> int:
+        """The channels of two tensors of one map size, at the larger of their exponents."""
+        a, b = self._shape(first, name), self._shape(second, name)
+        _require(
+            min(first, second) > 0, f"{name}: the image itself cannot be concatenated (its pixels are no activations)"
+        )
+        _require(first != second, f"{name}: a tensor is concatenated with itself")
+        _require((a.h, a.w) == (b.h, b.w), f"{name}: maps of {a} and {b} cannot stand side by side")
+        _require(self.linear[first] == self.linear[second], f"{name}: one tensor is behind a ReLU, the other is not")
+        both = Shape(a.h, a.w, a.c + b.c)
+        _require(both.c <= MAX_CHANNELS, f"{name}: {both.c} channels are out of range (1…{MAX_CHANNELS})")
+        t_out = max(self.exponents[first], self.exponents[second])
+        return self._add(Record(Kind.CONCAT, name, 1, 1, 1, 0, 1, both, both, first, Skip.CONCAT, second, 0, t_out))
 
     def global_pool(self, name: str = "pool", *, input: int | None = None) -> int:  # noqa: A002
         """Average over the whole map."""
@@ -302,8 +333,11 @@ class ProgramBuilder:
         )
         raw = len(record.name.encode())
         _require(0 < raw <= NAME_BYTES, f"record name {record.name!r} takes {raw} bytes, 1 to {NAME_BYTES} fit")
+        own = record.kind in {Kind.CONV, Kind.CONCAT}
         self.records.append(record)
         self.shapes.append(record.out)
+        self.exponents.append(record.t_out if own else self.exponents[record.input])
+        self.linear.append(Flag.LINEAR in record.flags if record.kind is Kind.CONV else self.linear[record.input])
         return self.last
 
 

@@ -1,7 +1,7 @@
 """What a graph node stands for while a graph is lowered.
 
-Only a ReLU makes a tensor of the program, because every tensor is unsigned. Until then a value is pending: a
-convolution waits for its batch-norm, that for a sum or its ReLU.
+A record is a convolution with all that may follow it: batch-norm or bias, a sum, a ReLU. So a value is pending as long
+as more may follow; what reads it as it is makes it a linear record, whose output is signed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Shortcut:
 
 @dataclass
 class Conv:
-    """A convolution or linear layer that waits for its batch-norm (or, at the end, is the classifier)."""
+    """A convolution or linear layer that waits for its batch-norm or ReLU (or, at the end, is the classifier)."""
 
     node: Node
     name: str
@@ -68,6 +68,7 @@ class Conv:
     pad: int = 0
     groups: int = 1
     linear: bool = False
+    measured: Node | None = None  #: the node of its output's size, where that is not its own
 
 
 @dataclass
@@ -80,14 +81,15 @@ class Norm:
     beta: TorchTensor
     mean: TorchTensor
     var: TorchTensor
+    eps: float
 
 
 @dataclass
 class Sum:
-    """Batch-norm output plus a skip, waiting for its ReLU."""
+    """A layer's output plus a skip, waiting for its ReLU."""
 
     node: Node
-    norm: Norm
+    layer: Conv | Norm
     skip: Tensor | Shortcut
 
 
@@ -96,10 +98,18 @@ class MaxOf:
     """Max pooling that stands before the ReLU; the two commute, so the ReLU goes first."""
 
     node: Node
-    inner: Norm | Sum
+    inner: Tensor | Conv | Norm | Sum | Joined
     kernel: tuple[int, int]
     stride: int
     pad: int
+
+
+@dataclass
+class Joined:
+    """A concatenation whose parts may wait for a ReLU: the two commute, so the ReLU goes first."""
+
+    node: Node
+    parts: tuple[Value, ...]
 
 
 @dataclass(frozen=True)
@@ -107,5 +117,10 @@ class Bad:
     """The output of an operation already reported; its readers are not reported again."""
 
 
-Pending: TypeAlias = Conv | Norm | Sum | MaxOf
-Value: TypeAlias = Tensor | GlobalMean | Padded | Shortcut | Conv | Norm | Sum | MaxOf | Bad
+Layer: TypeAlias = Conv | Norm
+Value: TypeAlias = Tensor | GlobalMean | Padded | Shortcut | Conv | Norm | Sum | MaxOf | Joined | Bad
+
+
+def conv_of(layer: Layer) -> Conv:
+    """The convolution of a layer."""
+    return layer.conv if isinstance(layer, Norm) else layer

@@ -109,8 +109,159 @@ class Residual(nn.Module):
         return self.fc(x.mean([2, 3]))
 
 
+def plain_lenet() -> nn.Module:
+    """LeNet-5 without batch-norm; the first activation stands behind the pooling."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.AvgPool2d(2),
+        nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU6(), nn.Linear(84, 10),
+    )  # fmt: skip
+
+
+def plain_vgg() -> nn.Module:
+    """VGG without batch-norm."""
+    layers: list[nn.Module] = []
+    for cin, cout, pool in ((3, 8, False), (8, 8, True), (8, 16, False), (16, 16, True)):
+        layers += [nn.Conv2d(cin, cout, 3, padding=1), nn.ReLU(inplace=True), *([nn.MaxPool2d(2)] if pool else [])]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 10))
+
+
+def plain_mlp() -> nn.Module:
+    """Linear layers with biases and nothing else; two follow one another without an activation."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 48), nn.ReLU(), nn.Linear(48, 16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 10)
+    )
+
+
+class Projected(nn.Module):
+    """A basic block as torchvision has it: the shortcut's batch-norm is added before the ReLU."""
+
+    def __init__(self, cin: int, cout: int, stride: int) -> None:
+        super().__init__()
+        self.a = nn.Sequential(*conv_bn(cin, cout, 3, stride), *conv_bn(cout, cout)[:2])
+        self.short = nn.Sequential(*conv_bn(cin, cout, 1, stride)[:2]) if stride > 1 or cin != cout else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.a(x) + self.short(x))
+
+
+def projected() -> nn.Module:
+    """A stem with max pooling and blocks with projection shortcuts."""
+    return nn.Sequential(
+        *conv_bn(3, 8, 3, 2), nn.MaxPool2d(3, 2, 1), Projected(8, 8, 1), Projected(8, 12, 2), Projected(12, 16, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 7),
+    )  # fmt: skip
+
+
+class Inverted(nn.Module):
+    """A block of MobileNetV2: expansion, depthwise, and a linear bottleneck that is added without a ReLU."""
+
+    def __init__(self, cin: int, cout: int, stride: int) -> None:
+        super().__init__()
+        wide = 3 * cin
+        self.body = nn.Sequential(
+            nn.Conv2d(cin, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU6(),
+            nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU6(),
+            nn.Conv2d(wide, cout, 1, bias=False), nn.BatchNorm2d(cout),
+        )  # fmt: skip
+        self.same = cin == cout and stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x) if self.same else self.body(x)
+
+
+def mobilenet_v2() -> nn.Module:
+    """Linear bottlenecks; the first block ends without a ReLU, the last convolution reads a signed tensor."""
+    return nn.Sequential(
+        *conv_bn(3, 8, 3, 2), Inverted(8, 8, 1), Inverted(8, 12, 2), Inverted(12, 12, 1), *conv_bn(12, 24, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5),
+    )  # fmt: skip
+
+
+class Fire(nn.Module):
+    """A module of SqueezeNet: one ReLU behind the concatenation of two convolutions without batch-norm."""
+
+    def __init__(self, cin: int, squeeze: int, expand: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(cin, squeeze, 1)
+        self.one, self.three = nn.Conv2d(squeeze, expand, 1), nn.Conv2d(squeeze, expand, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.squeeze(x))
+        return F.relu(torch.cat([self.one(x), self.three(x)], 1))
+
+
+def squeezenet() -> nn.Module:
+    """Concatenations."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.MaxPool2d(3, 2), Fire(8, 4, 6), Fire(12, 6, 8), nn.Dropout(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 6),
+    )  # fmt: skip
+
+
+class Dense(nn.Module):
+    """DenseNet: batch-norms that stand alone, each layer reads all before it; transition by average pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8 + 4 * i) for i in range(3))
+        self.convs = nn.ModuleList(nn.Conv2d(8 + 4 * i, 4, 3, padding=1, bias=False) for i in range(3))
+        self.down, self.last = nn.Conv2d(20, 12, 1, bias=False), nn.BatchNorm2d(12)
+        self.fc = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [self.stem(x)]
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            features.append(conv(F.relu(norm(torch.cat(features, 1)))))
+        x = F.relu(self.last(F.avg_pool2d(self.down(torch.cat(features, 1)), 2)))
+        return self.fc(x.mean((2, 3)))
+
+
+class PreActivation(nn.Module):
+    """Pre-activation residual blocks: sums without ReLU, batch-norms that stand alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(5))
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1, bias=False) for _ in range(4))
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for i in (0, 2):
+            y = self.convs[i](F.relu(self.norms[i](x)))
+            x = x + self.convs[i + 1](F.relu(self.norms[i + 1](y)))
+        return self.fc(F.relu(self.norms[4](x)).mean((2, 3)))
+
+
+class Sums(nn.Module):
+    """Sums without a convolution of their own: two activations, a convolution and its input; a ReLU behind a pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*conv_bn(3, 8))
+        self.a, self.b = nn.Sequential(*conv_bn(8, 8)), nn.Sequential(*conv_bn(8, 8, 1))
+        self.c, self.d = nn.Sequential(*conv_bn(8, 8)[:2]), nn.Conv2d(8, 8, 1)
+        self.fc = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.a(x) + self.b(x)
+        x = F.relu(x + self.c(x))
+        x = F.relu(F.avg_pool2d(self.d(x), 2))
+        return self.fc(x.mean((2, 3)))
+
+
 #: Name, factory, input shape (channels first), classes.
 NETS = [
+    ("plain_lenet", plain_lenet, (1, 28, 28), 10),
+    ("plain_vgg", plain_vgg, (3, 16, 16), 10),
+    ("plain_mlp", plain_mlp, (3, 8, 8), 10),
+    ("projected", projected, (3, 20, 20), 7),
+    ("mobilenet_v2", mobilenet_v2, (3, 16, 16), 5),
+    ("pre_activation", PreActivation, (3, 12, 12), 4),
+    ("sums", Sums, (3, 10, 10), 4),
     ("vgg", vgg, (3, 16, 16), 10),
     ("lenet", LeNet, (1, 28, 28), 10),
     ("mobilenet", mobilenet, (3, 64, 64), 2),

@@ -37,7 +37,7 @@ class Net(nn.Module):
 
 
 class Wrong(Net):
-    """Wrong in six ways."""
+    """Wrong in four ways."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.gelu(self.bn(self.conv(self.stem(x))))
@@ -60,9 +60,7 @@ def test_all_problems_come_at_once_with_line_and_advice() -> None:
     first = inspect.getsourcelines(Wrong.forward)[1]
     expected = [
         ("aten.gelu in gelu", 1, "use ReLU"),
-        ("aten.conv2d in conv2", 2, "follow it with BatchNorm2d and ReLU"),
         ("aten.sigmoid", 2, "use ReLU"),
-        ("aten.cat", 3, "join branches with a sum"),
         ("aten.slice", 3, "x[:, :, ::2, ::2]"),
         ("aten.group_norm in norm", 4, "use BatchNorm2d"),
     ]
@@ -76,12 +74,14 @@ def test_all_problems_come_at_once_with_line_and_advice() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (lambda n, x: n.conv(x).relu(), "the convolution has no batch-norm"),
-        (lambda n, x: n.conv2(n.bn(n.conv(x))), "used without a ReLU"),
-        (lambda n, x: n.bn(x), "batch-norm stands alone"),
-        (lambda n, x: (n.bn(n.conv(x)) + n.bn2(n.conv2(x))).relu(), "projection shortcut"),
-        (lambda n, x: (x + n.bn(n.conv(x))).relu(), "single convolution"),
-        (lambda n, x: n.bn(n.conv(x)).relu() + x, "neither side is the output of a batch-norm"),
+        (lambda n, x: (x + x).relu(), "it adds a tensor to itself"),
+        (lambda n, x: torch.cat([x, x], 1)[:, :8], "a tensor is concatenated with itself"),
+        (lambda n, x: torch.cat([x, n.bn(n.conv(x))], 1)[:, :8], "one tensor is behind a ReLU, the other is not"),
+        (lambda n, x: torch.cat([n.conv(x), n.conv2(x)], 2), "it joins along dimension 2"),
+        (
+            lambda n, x: torch.cat([x[:, :, ::2, ::2], n.conv(x)[:, :, ::2, ::2]], 1)[:, :8],
+            "a subsampled or padded map",
+        ),
         (lambda n, x: (n.bn2(n.conv2(n.bn(n.conv(x)).relu())) + x) * 2, "aten.mul"),
         (lambda n, x: torch.add(n.bn(n.conv(x)), x, alpha=2).relu(), "alpha = 2"),
         (lambda n, x: (n.bn(n.conv(x)) + 1).relu(), "it adds a constant"),
@@ -116,16 +116,16 @@ def test_a_mistake_does_not_make_its_readers_look_wrong() -> None:
     found = problems(Net(lambda n, x: n.bn2(n.conv2(n.gelu(n.bn(n.conv(x))))).relu()))
     assert len(found) == 1
     found = problems(Net(lambda n, x: F.relu(n.bn(F.conv2d(x, n.conv.weight, padding=2, dilation=2))) + 0 * x))
-    assert [line.split()[0] for line in found] == ["aten.conv2d", "aten.mul", "aten.add"]
+    assert [line.split()[0] for line in found] == ["aten.conv2d", "aten.mul"]
 
 
 def test_two_readers_of_one_mistake_report_it_once() -> None:
     def body(net: Net, x: Tensor) -> Tensor:
-        y = net.conv(x)
+        y = net.gelu(x)
         return F.relu(net.bn2(net.conv2(y))) + F.relu(net.bn3(net.conv3(y)))
 
     found = problems(Net(body))
-    assert [line.split()[0] for line in found] == ["aten.conv2d", "aten.add"]
+    assert [line.split()[0] for line in found] == ["aten.gelu"]
 
 
 def test_a_layer_becomes_one_record_however_often_it_is_read() -> None:
@@ -155,6 +155,8 @@ def test_the_image_itself_can_only_be_convolved() -> None:
 
     found = problems(Pooled())
     assert any("a ReLU on the image itself" in line for line in found)
+    normed = nn.Sequential(*conv_bn(3, 8), nn.Flatten(), nn.BatchNorm1d(512), nn.Linear(512, 10))
+    assert "batch-norm of a flattened map" in problems(normed)[0]
     assert "the classifier reads the image itself" in problems(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)))[0]
 
 
