@@ -12,6 +12,8 @@ from fedmpq.cli._common import ByteSize, note
 from fedmpq.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fedmpq.edge_runtime import core
     from fedmpq.export.budget import Choice
     from fedmpq.export.model import CompiledModel
@@ -134,16 +136,35 @@ def take_plan(arguments: dict[str, Any]) -> PlanOptions:
     return PlanOptions(**{**taken, "act_bits": int(taken["act_bits"]) if taken["act_bits"] else None})
 
 
-def compile_model(name: str, options: ModelOptions) -> CompiledModel:
-    """The compiled model of a name and its options.
+@dataclass(frozen=True)
+class ChosenModel:
+    """A module and what its images are.
+
+    Attributes:
+        module: of a name, with initial weights.
+        shape: channels, height, width.
+        classes: outputs.
+        mean: of the channels, in pixels.
+        crop_pad: padding of the random crop.
+    """
+
+    module: nn.Module
+    shape: tuple[int, int, int]
+    classes: int
+    mean: list[int]
+    crop_pad: int
+
+
+def choose_model(name: str, options: ModelOptions) -> ChosenModel:
+    """The module of a name and its options.
 
     Raises:
         UsageError: --data contradicts --input or --classes.
-        ModelError: see `fedmpq.export.from_module`.
+        ModelError: no such model, or it cannot be built.
     """
     import torch
 
-    from fedmpq.export import from_module, resolve
+    from fedmpq.export import resolve
 
     shape, classes, mean = options.input, options.classes, options.mean
     if options.data is not None:
@@ -162,13 +183,22 @@ def compile_model(name: str, options: ModelOptions) -> CompiledModel:
     shape = shape or (3, 32, 32)
     torch.manual_seed(options.seed)
     module = resolve(name, num_classes=classes or 10, in_channels=shape[0])
+    pad = min(16, min(shape[1:]) // 8) if options.crop_pad is None else options.crop_pad
+    return ChosenModel(module, shape, classes or 10, [round(value) for value in mean or (128,)], pad)
+
+
+def compile_model(name: str, options: ModelOptions) -> CompiledModel:
+    """The compiled model of a name and its options.
+
+    Raises:
+        UsageError: --data contradicts --input or --classes.
+        ModelError: see `fedmpq.export.from_module`.
+    """
+    from fedmpq.export import from_module
+
+    chosen = choose_model(name, options)
     return from_module(
-        module,
-        shape,
-        mean=[round(value) for value in mean or (128,)],
-        std=options.std,
-        crop_pad=min(16, min(shape[1:]) // 8) if options.crop_pad is None else options.crop_pad,
-        name=name,
+        chosen.module, chosen.shape, mean=chosen.mean, std=options.std, crop_pad=chosen.crop_pad, name=name
     )
 
 

@@ -10,6 +10,8 @@ import click
 from fedmpq.cli._common import emit, example, human_bytes, json_option, note
 from fedmpq.cli._models import (
     MODEL_HELP,
+    ModelOptions,
+    choose_model,
     choose_plan,
     compile_model,
     is_artifact,
@@ -21,7 +23,7 @@ from fedmpq.cli._models import (
 )
 from fedmpq.errors import UsageError
 
-TARGETS = ("native", "c", "onnx", "executorch")
+TARGETS = ("native", "c", "onnx", "executorch", "ort-training")
 
 
 @click.command(
@@ -30,6 +32,7 @@ TARGETS = ("native", "c", "onnx", "executorch")
         "fedmpq export resnet8 --profile stm32h743",
         "fedmpq export mypackage.net:build --input 1x28x28 --memory 300KiB",
         "fedmpq export resnet8 --bits 4 --target executorch --out resnet8.pte",
+        "fedmpq export resnet8 --data fashion-mnist --target ort-training",
     )
 )
 @click.argument("model")
@@ -47,12 +50,16 @@ def command(model: str, scale: Any, target: str, out: Path | None, as_json: bool
     taken; micro-batch and, if need be, batch shrink before bits fall below 4. Targets: native (an artifact file), c
     (a header and a source with constants, for firmware), onnx (the training step as standard integer operators),
     executorch (a .pte whose delegate is the integer core and enforces --memory where it is loaded; MODEL may be an
-    artifact).
+    artifact), ort-training (the full-precision model for `fedmpq device run --engine ort-training` and ONNX Runtime's
+    own training interface).
     """
     from fedmpq.edge_runtime import core
     from fedmpq.export.build import build_artifact
 
     model_choice, plan_choice = take_model(options), take_plan(options)
+    if target == "ort-training" and not is_artifact(model):
+        emit(_ort_training(model, model_choice, out), as_json, _print_bundle)
+        return
     if is_artifact(model):
         if target != "executorch":
             raise UsageError(f"{model} is an artifact already", f"MODEL is {MODEL_HELP}")
@@ -92,6 +99,44 @@ def _print(result: dict[str, Any]) -> None:
     note(
         f"{result['records']} records, {result['weights']:,} weights, {result['average_bits']:g} bits; training takes "
         f"{result['planned_bytes']:,} bytes at batch {result['batch']} (micro-batch {result['micro_batch']})"
+    )
+    for file in result["files"]:
+        click.echo(f"{file}  {human_bytes(file.stat().st_size)}")
+
+
+def _ort_training(model: str, choice: ModelOptions, out: Path | None) -> dict[str, Any]:
+    """Writes a bundle of full-precision training files, and the files themselves beside it."""
+    from fedmpq.edge_runtime import container
+    from fedmpq.edge_runtime.ort import bundle
+    from fedmpq.export import ort_training
+
+    chosen = choose_model(model, choice)
+    channels, height, width = chosen.shape
+    image = (height, width, channels)
+    data = ort_training.build(
+        chosen.module, image, chosen.classes, mean=chosen.mean, crop_pad=chosen.crop_pad, name=model
+    )
+    made = bundle.parse(data)
+    file = _path(out, model.rsplit(":", 1)[-1].replace("/", "_"), ".ort")
+    container.write_atomic(file, data)
+    files = [file, *made.write_files(file.with_name(f"{file.stem}.ort-training"))]
+    return {
+        "file": file,
+        "files": files,
+        "bytes": len(data),
+        "target": "ort-training",
+        "bundle": made.sha256,
+        "values": made.size,
+        "trained": sum(value.size for value in made.values if value.trained),
+        "batch_norms": len(made.statistics) // 2,
+        "onnxruntime": made.engine,
+    }
+
+
+def _print_bundle(result: dict[str, Any]) -> None:
+    note(
+        f"{result['trained']:,} trained values, {result['batch_norms']} batch-norms, "
+        f"for onnxruntime-training {result['onnxruntime']}"
     )
     for file in result["files"]:
         click.echo(f"{file}  {human_bytes(file.stat().st_size)}")
