@@ -12,13 +12,15 @@ import pytest
 from fedmpq.edge_runtime import core
 from fedmpq.errors import BudgetError
 from fedmpq.firmware_profiles import Profile, load
-from fedmpq.toolchain import firmware, tools
+from fedmpq.toolchain import firmware, sources, tools
 from fedmpq.toolchain.compile import BuildError
 from tests.golden.test_edge import check
 from tests.helpers import edge, golden
 
 pytestmark = pytest.mark.arm
 
+#: Generated shapes a kernel.
+ROUNDS = 300
 #: Profile, case. Each board runs inside the RAM that its profile leaves for training.
 _RUNS = [
     ("stm32f746", "resnet8-n1-b1"),
@@ -90,6 +92,25 @@ def test_an_m4_with_all_its_256_kb():
     profile = load("nrf52840")
     whole = replace(profile, memory=replace(profile.memory, system=0, training=250_000))
     _check_run(whole, "resnet8-n2-b1")
+
+
+@pytest.mark.parametrize(("name", "table"), [("nrf52840", "dsp"), ("stm32f746", "dsp"), ("corstone-300", "mve")])
+def test_each_kernel_equals_the_scalar_one(name, table, tmp_path):
+    """The generated shapes need more RAM than the boards have: here the emulated board gives all of its own."""
+    profile = load(name)
+    assert profile.board is not None
+    origin = 0x21000000 if profile.emulator.options[-1] == "mps3-an547" else profile.board.ram_origin
+    roomy = replace(
+        profile,
+        memory=replace(profile.memory, ram=4 << 20, system=0, flash=512 << 10),
+        board=replace(profile.board, ram_origin=origin, stack=65536),
+    )
+    folder = sources.root() / "tests"
+    given = {"ROOM": 1 << 15, "FMPQ_ARGUMENTS": f'"variants","5","{ROUNDS}","{table}"'}
+    elf = firmware.program(roomy, [folder / "variants.c", folder / "bare_metal.c"], given, tmp_path, "variants.elf")
+    code, text = _run(roomy, elf)
+    assert code == 0, text[-500:]
+    assert text.count(" equal ") == 11
 
 
 def test_what_does_not_fit_does_not_link():

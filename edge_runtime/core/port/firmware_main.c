@@ -70,6 +70,8 @@ static void start_counting(void)
     systick[1] = 0xffffff;
     systick[2] = 0;
     systick[0] = 7; /* processor clock, interrupt, on */
+    while (!systick[2]) /* loaded at its first tick: before, it reads as if it had wrapped */
+        ;
 }
 
 static uint64_t instructions(void)
@@ -79,7 +81,7 @@ static uint64_t instructions(void)
         before = wraps;
         value = systick[2];
     } while (before != wraps);
-    return (((uint64_t)before << 24) + (0xffffff - value)) * (1000000000u / FMPQ_CLOCK);
+    return (((uint64_t)before << 24) + (0xffffff - value)) * 1000000000u / FMPQ_CLOCK;
 }
 
 /* ---- the run ------------------------------------------------------------------------------------------------ */

@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifndef ROOM
 #define ROOM (1u << 17) /* elements of the largest operand */
+#endif
 #define TAIL 64u
 
 static uint32_t state;
@@ -66,7 +68,7 @@ static int differs(const fmpq_kernels *k, const char *op, const void *a, const v
         return 0;
     for (size_t i = 0; i < bytes; i++)
         if (((const uint8_t *)a)[i] != ((const uint8_t *)b)[i]) {
-            printf("%s %s differs at byte %zu of %zu: %s\n", k->name, op, i, bytes, shape);
+            printf("%s %s differs at byte %u of %u: %s\n", k->name, op, (unsigned)i, (unsigned)bytes, shape);
             break;
         }
     return 1;

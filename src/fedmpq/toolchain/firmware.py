@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fedmpq.errors import BudgetError, ConfigError
@@ -62,24 +62,45 @@ def build(
             needed=arena + profile.board.stack,
             available=profile.available,
         )
+    given = {"FMPQ_CASE": f'"{case}"', "FMPQ_ARENA": arena, "FMPQ_BATCH": batch, "FMPQ_CLOCK": profile.board.clock}
+    return program(profile, sources.ports(*PORTS), given, out, "firmware.elf", advance)
+
+
+def program(
+    profile: Profile,
+    own: Sequence[Path],
+    given: Mapping[str, object],
+    out: Path,
+    name: str,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Path:
+    """The core and the files `own` as a bare-metal program `out/name`.
+
+    Args:
+        profile: a bare-metal profile.
+        own: C files with start-up code and main.
+        given: macros of theirs and the core's.
+        out: folder; objects are kept in `out/objects`.
+        name: of the ELF file.
+        advance: told of each compiled file.
+
+    Raises:
+        BuildError: the compiler or the linker refused: for example code, data, stack and arena exceed the board.
+    """
     out.mkdir(parents=True, exist_ok=True)
     script = out / "board.ld"
     script.write_text(linker_script(profile))
     compiler = tools.compiler(profile, flags=False)
-    units, macros = sources.core(profile)
-    units += [Unit(path, profile.toolchain.flags) for path in sources.ports(*PORTS)]
-    given = {
-        "FMPQ_CASE": f'"{case}"', "FMPQ_ARENA": arena, "FMPQ_BATCH": batch, "FMPQ_CLOCK": profile.board.clock,
-        "FMPQ_MAX_RECORDS": RECORDS, **dict.fromkeys(macros, 1),
-    }  # fmt: skip
+    units, kernels = sources.core(profile)
+    units += [Unit(path, profile.toolchain.flags) for path in own]
+    macros = {"FMPQ_MAX_RECORDS": RECORDS, **dict.fromkeys(kernels, 1), **given}
     include = [f"-I{sources.root() / 'include'}", f"-I{sources.root() / 'src'}"]
     flags = [*COMMON, *WARNINGS, "-O3", "-ffunction-sections", "-fdata-sections", *include]
-    objects = compile_all(
-        compiler, units, [*flags, *(f"-D{k}={v}" for k, v in given.items())], out / "objects", advance
-    )
+    flags += [f"-D{key}={value}" for key, value in macros.items()]
+    objects = compile_all(compiler, units, flags, out / "objects", advance)
     options = ["-nostartfiles", "--specs=nano.specs", "-Wl,--gc-sections", f"-Wl,-T,{script}"]
     try:
-        return link([*compiler, *profile.toolchain.flags], objects, options, out / "firmware.elf")
+        return link([*compiler, *profile.toolchain.flags], objects, options, out / name)
     except BuildError as error:
         raise BuildError(f"{profile.name}: {error.message}") from None
 

@@ -14,7 +14,7 @@ _KERNELS = {
     "armv8-a": ("neon", "FMPQ_NEON_KERNELS"),
     "armv7-a": ("neon", "FMPQ_NEON_KERNELS"),
     "armv7e-m": ("dsp", "FMPQ_DSP_KERNELS"),
-    "armv8.1-m": ("dsp", "FMPQ_DSP_KERNELS"),  # it runs these, too
+    "armv8.1-m": ("mve", "FMPQ_MVE_KERNELS"),
 }
 
 #: Suffix of a kernel file -> its processor flags where the profile's own are not enough (`+` extends -mcpu).
@@ -25,6 +25,7 @@ _SUFFIX_FLAGS = {
     ),
     "neondot": ("+dotprod",),
     "neoni8mm": ("+dotprod+i8mm",),
+    "mve": ("-fno-forward-propagate",),  # GCC 12 stops with an internal error in vector constants
 }  # fmt: skip
 
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes")
