@@ -6,21 +6,23 @@ repeated ones are nobody's fault, and what fails at the gate has no known sender
 
 from __future__ import annotations
 
-from fedmpq.coordinator.journal import Row
-from fedmpq.coordinator.run_state import RunState
+from collections.abc import Mapping
+from typing import Any
+
+from fedmpq.coordinator.journal import Journal, Row
 
 
-def until(run: RunState, device: Row) -> int:
-    """The last round that a device sits out; 0 if it does not."""
-    config = run.config
-    if not config.quarantine_after or device["rejects"] < config.quarantine_after:
+def until(journal: Journal, config: Mapping[str, Any], device: Row) -> int:
+    """The last round that a device sits out; 0 if it has not been refused too often."""
+    after = config.get("quarantine_after", 0)
+    if not after or device["rejects"] < after:
         return 0
-    last = run.journal.row(
+    last = journal.row(
         "SELECT MAX(round) AS round FROM assignments WHERE device=? AND state='rejected'", device["device"]
     )
-    return int(last["round"] or 0) + config.quarantine_rounds if last else 0
+    return int(last["round"] or 0) + int(config["quarantine_rounds"]) if last else 0
 
 
-def free(run: RunState, devices: list[Row], round_no: int) -> list[Row]:
+def free(journal: Journal, config: Mapping[str, Any], devices: list[Row], round_no: int) -> list[Row]:
     """Those of `devices` that may be selected for a round."""
-    return [row for row in devices if until(run, row) < round_no]
+    return [row for row in devices if until(journal, config, row) < round_no]

@@ -47,7 +47,7 @@ def select(run: RunState, previous: Row | None) -> bool:
     if len(present) < config.min_devices:
         return False
     number = 1 if previous is None else previous["round"] + 1
-    present = quarantine.free(run, present, number)
+    present = quarantine.free(run.journal, config.to_dict(), present, number)
     if not present:
         raise RoundError("every device is in quarantine", "see `fedmpq coordinator devices`")
     target = min(config.per_round or len(present), len(present))

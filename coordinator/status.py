@@ -6,8 +6,10 @@ The functions return plain values for JSON; the command line makes tables of the
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
+from fedmpq.coordinator import quarantine
 from fedmpq.coordinator.journal import Journal, Row
 
 _BITS = 16
@@ -68,11 +70,19 @@ def round_result(journal: Journal, row: Row) -> dict[str, Any]:
 
 
 def devices(journal: Journal) -> list[dict[str, Any]]:
-    """Every device: whether it is there, admitted, its bits and memory, what it did last."""
+    """Every device: whether it is there, admitted, its bits and memory, what it did last.
+
+    `bits` are those of its next plan; `running_bits` those it trained last, after pruning once it has answered.
+    """
     thetas = _thetas(journal)
+    config = json.loads(journal.meta("config") or "{}")
     found = []
     for row in journal.rows("SELECT * FROM devices ORDER BY device"):
-        last = journal.row("SELECT * FROM assignments WHERE device=? ORDER BY round DESC LIMIT 1", row["device"])
+        last = journal.row(
+            "SELECT round, state, reason, bits, final_bits, bytes_up, bytes_down FROM assignments WHERE device=? "
+            "ORDER BY round DESC LIMIT 1",
+            row["device"],
+        )
         found.append(
             {
                 "device": row["device"],
@@ -84,6 +94,7 @@ def devices(journal: Journal) -> list[dict[str, Any]]:
                 "budget_bits": row["budget16"] / _BITS if row["budget16"] else None,
                 "bits": row["bits"],
                 "average_bits": _average(row["bits"], thetas),
+                "running_bits": (last["final_bits"] or last["bits"] or None) if last else None,
                 "limit_bytes": row["limit_bytes"],
                 "planned_bytes": row["planned_bytes"],
                 "measured_bytes": row["measured_bytes"],
@@ -91,12 +102,24 @@ def devices(journal: Journal) -> list[dict[str, Any]]:
                 "last_round": last["round"] if last else None,
                 "last_state": last["state"] if last else None,
                 "last_reason": (last["reason"] or None) if last else None,
+                "last_bytes_up": last["bytes_up"] if last else None,
+                "last_bytes_down": last["bytes_down"] if last else None,
                 "rejects": row["rejects"],
+                "quarantine_until": quarantine.until(journal, config, row) or None,
                 "version": row["version"],
                 "seen_at": row["seen_at"],
             }
         )
     return found
+
+
+def why(row: Mapping[str, Any]) -> str:
+    """What there is to say about a device of `devices` that is not as it should be; empty if all is well."""
+    if row["quarantine_until"]:
+        return f"quarantine until round {row['quarantine_until']}: {row['rejects']} updates refused in a row"
+    if row["detail"]:
+        return str(row["detail"])
+    return f"{row['last_state']}: {row['last_reason']}" if row["last_reason"] else ""
 
 
 def profiles(journal: Journal) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Any
 
 import fedmpq
+from fedmpq.coordinator import status
 from fedmpq.coordinator.overview import Overview
 from fedmpq.coordinator.web import charts
 
@@ -150,14 +151,15 @@ def _fleet(devices: Sequence[Mapping[str, Any]]) -> str:
         planned, limit = row["planned_bytes"], row["limit_bytes"]
         share = f"{min(100.0, 100 * planned / limit):.0f}" if planned and limit else "0"
         last = f"{row['last_round']} {row['last_state']}" if row["last_round"] else "–"
-        why = row["detail"] or row["last_reason"] or ""
+        why = status.why(row)
         rows.append(
             (
                 escape(row["device"]),
                 f'<span class="{"" if good else "off"}">{escape(standing)}</span>',
                 _number(row["samples"]),
                 "–" if row["average_bits"] is None else f"{row['average_bits']:.2f}",
-                "".join(map(str, row["bits"])) if row["bits"] else "–",
+                _bits(row["running_bits"]),
+                _bits(row["bits"]),
                 f'<span class="meter"><i style="width:{share}%"></i></span>{_number(planned)}',
                 _number(row["measured_bytes"]),
                 _number(row["headroom_bytes"]),
@@ -166,9 +168,9 @@ def _fleet(devices: Sequence[Mapping[str, Any]]) -> str:
                 f'<span class="bad">{escape(str(why)[:200])}</span>' if why else "",
             )
         )
-    names = ("device", "state", "images", "bits", "bits by layer", "planned bytes", "measured", "left", "limit",
+    names = ("device", "state", "images", "bits", "running", "target", "planned bytes", "measured", "left", "limit",
              "last round", "why")  # fmt: skip
-    return table(names, rows, numbers={2, 3, 5, 6, 7, 8}, bits={4}) if rows else '<p class="none">nobody yet</p>'
+    return table(names, rows, numbers={2, 3, 6, 7, 8, 9}, bits={4, 5}) if rows else '<p class="none">nobody yet</p>'
 
 
 def _rounds(state: Overview) -> str:
@@ -230,6 +232,10 @@ def table(
     head = "".join(f"<th{kind(i)}>{escape(name)}</th>" for i, name in enumerate(names))
     body = "".join("<tr>" + "".join(f"<td{kind(i)}>{c}</td>" for i, c in enumerate(row)) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _bits(bits: Sequence[int] | None) -> str:
+    return "".join(map(str, bits)) if bits else "–"
 
 
 def _number(value: int | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -283,40 +283,66 @@ def _journal(directory: Path) -> Iterator[Journal]:
         journal.close()
 
 
+_watch_option = click.option("--watch", is_flag=True, help="Show it anew every two seconds until Ctrl-C.")
+
+
 @command.command("status", epilog=example("fedmpq coordinator status", "fedmpq coordinator status --dir runs/a --json"))
 @_dir_option
+@_watch_option
 @json_option
-def status(directory: Path, as_json: bool) -> None:
+def status(directory: Path, watch: bool, as_json: bool) -> None:
     """Show where a run stands, what it waits for, and who was refused and why."""
     from fedmpq.coordinator import status as facts
 
-    with _journal(directory) as journal:
-        result = facts.status(journal)
-    emit(result, as_json, _print_status)
+    _show(directory, facts.status, _print_status, watch=watch, as_json=as_json)
 
 
-@command.command("devices", epilog=example("fedmpq coordinator devices"))
+@command.command("devices", epilog=example("fedmpq coordinator devices", "fedmpq coordinator devices --watch"))
 @_dir_option
+@_watch_option
 @json_option
-def devices(directory: Path, as_json: bool) -> None:
+def devices(directory: Path, watch: bool, as_json: bool) -> None:
     """List the fleet: bits, memory planned, measured and left, last round, failures with their reasons."""
     from fedmpq.coordinator import status as facts
 
-    with _journal(directory) as journal:
-        result = {"devices": facts.devices(journal)}
-    emit(result, as_json, _print_devices)
+    _show(directory, lambda j: {"devices": facts.devices(j)}, _print_devices, watch=watch, as_json=as_json)
 
 
 @command.command("profile", epilog=example("fedmpq coordinator profile", "fedmpq coordinator profile --json"))
 @_dir_option
+@_watch_option
 @json_option
-def profile(directory: Path, as_json: bool) -> None:
+def profile(directory: Path, watch: bool, as_json: bool) -> None:
     """Show what each device measured: RAM, limit, planned and measured bytes by bit-width, the budget that follows."""
     from fedmpq.coordinator import status as facts
 
+    _show(directory, lambda j: {"devices": facts.profiles(j)}, _print_profiles, watch=watch, as_json=as_json)
+
+
+def _show(
+    directory: Path,
+    read: Callable[[Journal], dict[str, Any]],
+    human: Callable[[dict[str, Any]], None],
+    *,
+    watch: bool,
+    as_json: bool,
+) -> None:
+    """Prints what the journal says, once or again and again (with --json then one document a line)."""
+    import json
+    import time
+
     with _journal(directory) as journal:
-        result = {"devices": facts.profiles(journal)}
-    emit(result, as_json, _print_profiles)
+        while True:
+            found = read(journal)
+            if not watch:
+                emit(found, as_json, human)
+                return
+            if as_json:
+                click.echo(json.dumps(found, ensure_ascii=False))
+            else:
+                click.clear()
+                human(found)
+            time.sleep(2.0)
 
 
 @command.command(
@@ -430,21 +456,27 @@ def _print_status(result: dict[str, Any]) -> None:
 
 
 def _print_devices(result: dict[str, Any]) -> None:
+    from fedmpq.coordinator.status import why
+
+    names = ["device", "state", "samples", "budget", "running", "target", "planned", "measured", "limit", "left"]
     print_table(
-        ["device", "state", "samples", "budget", "bits", "planned", "measured", "limit", "left", "last round", "why"],
+        [*names, "last round", "up", "down", "why"],
         [
             [
                 row["device"],
                 ("online" if row["online"] else "offline") + f", {row['admission']}",
                 row["samples"],
                 row["budget_bits"],
+                "".join(map(str, row["running_bits"])) if row["running_bits"] else None,
                 "".join(map(str, row["bits"])) if row["bits"] else None,
                 row["planned_bytes"],
                 row["measured_bytes"],
                 row["limit_bytes"],
                 row["headroom_bytes"],
                 f"{row['last_round']} {row['last_state']}" if row["last_round"] else None,
-                row["detail"] or row["last_reason"] or "",
+                row["last_bytes_up"],
+                row["last_bytes_down"],
+                why(row),
             ]
             for row in result["devices"]
         ],
