@@ -96,21 +96,26 @@ def noise(situation: Situation) -> Bits:
     """
     if len(situation.noise) != len(situation.thetas):
         raise ConfigError("policy 'noise' needs the layers' quantisation noise")
+    thetas = situation.thetas
     bits = situation.start()
+    room = situation.budget16 * sum(thetas) - UNIT * sum(n * theta for n, theta in zip(bits, thetas, strict=True))
+    # Noise removed by plane n, per weight; scaled so that integer division keeps precision.
+    worth = [
+        [0, *((max(0, row[n - 1] - row[n]) << 32) // theta for n in range(1, MAX_BITS + 1))]
+        for row, theta in zip(situation.noise, thetas, strict=True)
+    ]
     layers = range(len(bits))
-
-    def worth(layer: int, upper: int) -> tuple[int, int]:
-        # Noise removed by plane `upper`, per weight; scaled so that integer division keeps precision.
-        gain = max(0, situation.noise[layer][upper - 1] - situation.noise[layer][upper])
-        return (gain << 32) // situation.thetas[layer], -layer
-
-    while not situation.fits(bits) and max(bits) > 1:
-        bits[min((i for i in layers if bits[i] > 1), key=lambda i: worth(i, bits[i]))] -= 1
+    while room < 0 and max(bits) > 1:
+        layer = min((i for i in layers if bits[i] > 1), key=lambda i: (worth[i][bits[i]], -i))
+        bits[layer] -= 1
+        room += UNIT * thetas[layer]
     while True:
-        able = [i for i in layers if bits[i] < MAX_BITS and situation.fits(_changed(bits, i, 1))]
+        able = [i for i in layers if bits[i] < MAX_BITS and UNIT * thetas[i] <= room]
         if not able:
             return tuple(bits)
-        bits[max(able, key=lambda i: worth(i, bits[i] + 1))] += 1
+        layer = max(able, key=lambda i: (worth[i][bits[i] + 1], -i))
+        bits[layer] += 1
+        room -= UNIT * thetas[layer]
 
 
 def balanced(situation: Situation) -> Bits:

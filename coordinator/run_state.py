@@ -47,6 +47,7 @@ class RunState:
     traffic: dict[str, list[int]] = field(default_factory=dict)
     _serving: Serving | None = None
     _round: tuple[int, Row | None] = (-1, None)
+    _noise: tuple[str, list[list[int]]] = ("", [])
 
     @classmethod
     def open(
@@ -138,13 +139,11 @@ class RunState:
 
     def allotter(self, row: Row | None) -> Allotter:
         """The policy, with the quantisation noise of a round's model where it needs it."""
-        noise: list[list[int]] = []
-        kind = TABLES.get(self.config.policy)
-        if kind is not None:
-            model = self.model(row["base_model"] if row is not None else self.journal.meta("model") or "")
-            table = model.noise_table if kind == "error" else model.step_table
-            noise = table(self.config.scale)
-        return Allotter(self.config.policy, self.layout.thetas, self.plan_bytes, noise)
+        if self.config.policy in TABLES:
+            sha256 = row["base_model"] if row is not None else self.journal.meta("model") or ""
+            if self._noise[0] != sha256:
+                self._noise = sha256, noise_of(self.config.policy, self.model(sha256), self.config.scale)
+        return Allotter(self.config.policy, self.layout.thetas, self.plan_bytes, self._noise[1])
 
     def count(self, device: str, up: int = 0, down: int = 0) -> None:
         """Counts payload bytes of a device."""
@@ -155,6 +154,14 @@ class RunState:
     def close(self) -> None:
         """Closes the journal and gives up the directory."""
         self.journal.close()
+
+
+def noise_of(policy: str, model: GlobalModel, scale: str) -> list[list[int]]:
+    """The noise table that a policy asks for (policy.TABLES), of a model; empty if it needs none."""
+    kind = TABLES.get(policy)
+    if kind is None:
+        return []
+    return model.noise_table(scale) if kind == "error" else model.step_table(scale)
 
 
 def mean_bits_of(row: Row | None) -> tuple[int, ...] | None:

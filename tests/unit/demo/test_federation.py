@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from fedmpq.coordinator import admission
+from fedmpq.coordinator.run_state import noise_of
 from fedmpq.demo import plot
 from fedmpq.demo.federation import config_of, memory_limits, prepare
 from fedmpq.demo.fleet import DeviceProcess, Member
@@ -25,7 +26,8 @@ def test_the_limits_lead_to_the_budgets_under_both_methods(tmp_path: Path) -> No
     for strategy in ("fedmpq", "aqfl"):
         config = config_of(DIGITS, strategy, 1)
         plan_bytes = admission.planner_of(stage.source.program, config.settings)
-        allot = admission.Allotter(config.policy, stage.source.layout.thetas, plan_bytes)
+        noise = noise_of(config.policy, stage.source.initial(), config.scale)
+        allot = admission.Allotter(config.policy, stage.source.layout.thetas, plan_bytes, noise)
         found = [allot(member.memory_limit, 8 * 16) for member in stage.members]
         assert [round(allotment.budget16 / 16) for allotment in found] == list(BUDGETS)
         for member, allotment in zip(stage.members, found, strict=True):
