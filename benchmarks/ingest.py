@@ -13,6 +13,8 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks import recorded
@@ -28,6 +30,7 @@ def main() -> None:
     options.add_argument("--devices", type=int, default=200)
     options.add_argument("--bits", type=int, default=4)
     options.add_argument("--distinct", type=int, default=50, help="different updates (every device names its own)")
+    options.add_argument("--batch", type=int, default=32, help="devices that send at the same time")
     options.add_argument("--dir", type=Path, help="where the data directory lies: the disk that is measured")
     options.add_argument("--out", type=Path)
     options.add_argument("--profile", action="store_true")
@@ -51,47 +54,59 @@ def main() -> None:
         plans = {message.device: message.payload for message in machine.tick() if message.kind == topics.PLAN}
         configured = time.perf_counter() - began
         recorder = recorded.Recorder(origin.layout)
-        spent, sent = 0.0, 0
+        spent, cpu, sent = 0.0, 0.0, 0
         profiler = None
         if asked.profile:
             import cProfile
 
             profiler = cProfile.Profile()
 
-        def handle(name: str, payload: bytes) -> list[protocol.Message]:
-            nonlocal spent, sent
-            sent += len(payload)
+        @contextmanager
+        def measured() -> Iterator[None]:
+            nonlocal spent, cpu
             if profiler is not None:
                 profiler.enable()
-            begun = time.perf_counter()
-            out = machine.handle(topics.UPDATE, name, payload)
-            out += machine.settle() if hasattr(machine, "settle") else []
+            begun, used = time.perf_counter(), time.process_time()
+            yield
             spent += time.perf_counter() - begun
+            cpu += time.process_time() - used
             if profiler is not None:
                 profiler.disable()
-            return [protocol.decode(topics.ACK, message.payload) for message in out]
 
         row = run.round_row()
         assert row is not None
+        machine.defer = True
         accepted = 0
-        for number, name in enumerate(names):
-            plan = protocol.decode(topics.PLAN, plans[name])
-            assert isinstance(plan, protocol.PlanMessage)
-            assert set(plan.bits) == {asked.bits}
-            serving = run.serving(row).prepare(plan.bits)
-            start = {}
-            for layer in serving:
-                start.update(zip(layer.blobs.blobs, (*layer.planes, layer.params), strict=True))
-            layers, blobs = recorder.layers(plan, start, number % asked.distinct)
-            answers = handle(name, recorded.update_of(plan, layers))
-            while answers and isinstance(answers[0], protocol.Need):
-                need, answers = answers[0], []
-                for message in recorded.upload(need, blobs):
-                    answers += handle(name, message)
-            accepted += sum(isinstance(a, protocol.Ack) and a.accepted for a in answers)
-        begun = time.perf_counter()
+        for at in range(0, asked.devices, asked.batch):
+            waiting: list[tuple[str, bytes]] = []
+            made: dict[str, dict[str, bytes]] = {}
+            for number, name in list(enumerate(names))[at : at + asked.batch]:
+                plan = protocol.decode(topics.PLAN, plans[name])
+                assert isinstance(plan, protocol.PlanMessage)
+                assert set(plan.bits) == {asked.bits}
+                start = dict(run.serving(row).blobs_of(plan.bits))
+                layers, made[name] = recorder.layers(plan, start, number % asked.distinct)
+                waiting.append((name, recorded.update_of(plan, layers)))
+            while waiting:
+                sent += sum(len(payload) for _, payload in waiting)
+                answers = []
+                with measured():
+                    for name, payload in waiting:
+                        answers += machine.handle(topics.UPDATE, name, payload)
+                    answers += machine.settle()
+                waiting = []
+                for answer in answers:
+                    message = protocol.decode(topics.ACK, answer.payload)
+                    if isinstance(message, protocol.Need):
+                        assert answer.device is not None
+                        waiting += [(answer.device, part) for part in recorded.upload(message, made[answer.device])]
+                    else:
+                        assert isinstance(message, protocol.Ack)
+                        accepted += message.accepted
+        begun, used = time.perf_counter(), time.process_time()
         machine.tick()
         closing = time.perf_counter() - begun
+        used = time.process_time() - used
         done = machine.finished
         run.close()
     assert accepted == asked.devices
@@ -100,9 +115,11 @@ def main() -> None:
         "command": f"python benchmarks/ingest.py --devices {asked.devices}", "model": "ResNet20, 32x32x3, 10 classes",
         "bits": asked.bits, "devices": asked.devices, "cores": os.cpu_count(),
         "update_bytes": round(sent / asked.devices),
-        "ingest_seconds": round(spent, 3), "updates_per_second": round(asked.devices / spent, 1),
+        "together": asked.batch, "ingest_seconds": round(spent, 3), "ingest_cpu_seconds": round(cpu, 3),
+        "updates_per_cpu_second": round(asked.devices / cpu, 1), "updates_per_second": round(asked.devices / spent, 1),
         "admission_ms_a_device": round(1000 * admitted / asked.devices, 2),
         "configure_seconds": round(configured, 3), "close_and_aggregate_seconds": round(closing, 3),
+        "close_and_aggregate_cpu_seconds": round(used, 3),
         "aggregate_updates_per_second": round(asked.devices / closing, 1),
     }  # fmt: skip
     print(json.dumps(result, indent=1))

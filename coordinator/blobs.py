@@ -9,11 +9,15 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fedmpq.edge_runtime import faults
 from fedmpq.errors import HashError, StateError
+
+#: What a write says when there is no room: the disk, the quota, or the process's own limit of a file.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class BlobStore:
@@ -25,6 +29,7 @@ class BlobStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._pool: ThreadPoolExecutor | None = None
         root.mkdir(parents=True, exist_ok=True)
 
     def path(self, sha256: str) -> Path:
@@ -40,33 +45,64 @@ class BlobStore:
         Raises:
             StateError: the disk is full or cannot be written.
         """
-        sha256 = hashlib.sha256(data).hexdigest()
-        target = self.path(sha256)
-        if target.is_file():
-            return sha256
+        return self.put_many([data])[0]
+
+    def put_many(self, blobs: Sequence[bytes]) -> list[str]:
+        """Stores blobs durably and returns their hashes; they wait for the disk together.
+
+        Raises:
+            StateError: the disk is full or cannot be written.
+        """
+        names = [hashlib.sha256(data).hexdigest() for data in blobs]
+        new = {name: data for name, data in zip(names, blobs, strict=True) if not self.path(name).is_file()}
+        written: dict[str, Path] = {}
         try:
-            target.parent.mkdir(exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".new-")
             try:
-                with os.fdopen(handle, "wb") as out:
-                    faults.point("blob:created")
-                    for part in faults.split(data):
-                        out.write(part)
-                        out.flush()
-                        faults.point("blob:half")
-                    os.fsync(out.fileno())
+                for name, data in new.items():
+                    written[name] = self._write(name, data)
+                self._wait_for([*written.values()])
                 faults.point("blob:synced")
-                Path(temporary).replace(target)
-                faults.point("blob:renamed")
+                for name, temporary in written.items():
+                    temporary.replace(self.path(name))
+                    faults.point("blob:renamed")
             except BaseException:
-                Path(temporary).unlink(missing_ok=True)
+                for temporary in written.values():
+                    temporary.unlink(missing_ok=True)
                 raise
-            _sync_directory(target.parent)
+            self._wait_for(sorted({self.path(name).parent for name in written}))
             faults.point("blob:stored")
         except OSError as error:
-            hint = "free some space; nothing is lost" if error.errno == errno.ENOSPC else ""
-            raise StateError(f"cannot write blob {sha256[:12]} under {self.root}: {error.strerror}", hint) from None
-        return sha256
+            what = f"{len(new)} blobs" if len(new) > 1 else f"blob {next(iter(new))[:12]}"
+            hint = "free some space; nothing is lost" if error.errno in _FULL else ""
+            raise StateError(f"cannot write {what} under {self.root}: {error.strerror}", hint) from None
+        return names
+
+    def _write(self, name: str, data: bytes) -> Path:
+        folder = self.path(name).parent
+        folder.mkdir(exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".new-")
+        try:
+            with os.fdopen(handle, "wb") as out:
+                faults.point("blob:created")
+                for part in faults.split(data):
+                    out.write(part)
+                    out.flush()
+                    faults.point("blob:half")
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return Path(temporary)
+
+    def _wait_for(self, paths: Sequence[Path]) -> None:
+        """Until files or folders are on the disk. Several wait together: the disk serves them in one go."""
+        if len(paths) < 2:
+            for path in paths:
+                _sync(path)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(8, "fedmpq-sync")
+        for _ in self._pool.map(_sync, paths):
+            pass
 
     def get(self, sha256: str) -> bytes:
         """A blob's bytes, checked against its name.
@@ -101,7 +137,7 @@ class BlobStore:
         return removed
 
 
-def _sync_directory(path: Path) -> None:
+def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -24,6 +24,7 @@ class Pending:
         blobs: complete blobs by hash.
         payload: the message's bytes.
         parts: blobs not complete yet.
+        touched: when something of it last came, by the coordinator's clock.
     """
 
     ref: str
@@ -32,6 +33,7 @@ class Pending:
     payload: bytes = b""
     parts: dict[str, Assembly] = field(default_factory=dict)
     asked: set[tuple[str, int]] = field(default_factory=set)
+    touched: float = 0.0
 
     @classmethod
     def open(

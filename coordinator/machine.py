@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 
 from fedmpq.coordinator import admission, rounds, updates
 from fedmpq.coordinator.inbox import Pending
-from fedmpq.coordinator.journal import Row
+from fedmpq.coordinator.journal import Row, ints
 from fedmpq.coordinator.rounds import Evaluator
 from fedmpq.coordinator.run_state import RunState, mean_bits_of
 from fedmpq.coordinator.updates import RejectionError
@@ -21,6 +21,25 @@ from fedmpq.errors import HashError, ProtocolError
 
 #: Malformed messages of one device that are journalled in one life; the rest is only counted.
 ODD_NOTED = 100
+
+
+#: Uploads at a time: what they hold in memory is bounded, however many devices finish together.
+UPLOADS = 64
+#: Seconds without a chunk after which an upload loses its place to one that waits.
+UPLOAD_PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """A judged update whose verdict is not written yet."""
+
+    round: int
+    ref: str
+    payload: bytes
+    update: protocol.Update | protocol.FloatUpdate
+    problem: RejectionError | None
+    pack: bytes
+    at: float
 
 
 @dataclass(frozen=True)
@@ -66,7 +85,12 @@ class Machine:
     def __init__(self, run: RunState, evaluator: Evaluator | None = None) -> None:
         self.run = run
         self.evaluator = evaluator
+        #: Set by a server that calls `settle` and `next_download` itself, many messages at a time.
+        self.defer = False
         self._pending: dict[str, Pending] = {}
+        self._waiting: dict[str, bytes] = {}
+        self._ready: dict[str, _Settled] = {}
+        self._downloads: dict[str, protocol.Request] = {}
         self._announced: bytes = b""
         #: Odd messages since the start, by kind: malformed, damaged, repeated.
         self.counters: dict[str, int] = {}
@@ -111,9 +135,13 @@ class Machine:
         """What the fleet is asked to train."""
         return protocol.Job(self.run.layout.program, len(self.run.program), self.run.config.settings)
 
+    def _forget_uploads(self) -> None:
+        self._pending.clear()
+        self._waiting.clear()
+
     def tick(self) -> list[Outgoing]:
         """Moves the round on as far as it goes now."""
-        out: list[Outgoing] = []
+        out: list[Outgoing] = self.settle()
         for phase in self._advance():
             if phase == "collect":
                 row = self.run.round_row()
@@ -143,7 +171,7 @@ class Machine:
                     if not rounds.may_close(run, row):
                         return
                     rounds.close(run, row)
-                    self._pending.clear()
+                    self._forget_uploads()
                 elif phase == "aggregate":
                     self.phases.aggregate_round(run, row)
                 elif phase == "adjust":
@@ -214,6 +242,8 @@ class Machine:
                 out = self._profile(device, message, payload)
             elif isinstance(message, protocol.Request):
                 out = self._request(device, message)
+                if not self.defer:
+                    return self._counted(out) + self.next_download()
             elif isinstance(message, protocol.Update):
                 out = self._update(device, message, payload)
             elif isinstance(message, protocol.Refusal):
@@ -227,10 +257,17 @@ class Machine:
         except ProtocolError as error:
             self._odd("malformed", device, error.message)
             return []
-        for message_out in out:
-            if message_out.device is not None:
-                run.count(message_out.device, down=len(message_out.payload))
-        return out
+        if not self.defer:
+            out += self.settle()
+        if self._waiting:
+            out += self._next_uploads()
+        return self._counted(out)
+
+    def _counted(self, messages: list[Outgoing]) -> list[Outgoing]:
+        for message in messages:
+            if message.device is not None:
+                self.run.count(message.device, down=len(message.payload))
+        return messages
 
     def _odd(self, what: str, device: str, detail: str) -> None:
         """Counts a message that makes no sense, and journals the first ones of each device."""
@@ -313,21 +350,38 @@ class Machine:
         assignment = None if row is None else run.assignment(row["round"], device)
         if request.run != run.config.run:
             return []
-        out: list[Outgoing] = []
+        if request.wants:
+            self._downloads[device] = request
+        if request.plan and row is not None and assignment is not None and row["phase"] == "collect":
+            return self._plan(assignment) if assignment["state"] == "assigned" else []
+        return []
+
+    @property
+    def downloads(self) -> int:
+        """Devices whose requests for blobs wait to be answered."""
+        return len(self._downloads)
+
+    def next_download(self) -> list[Outgoing]:
+        """What one device asked for last, the one that has waited longest; made only now, so it takes no memory."""
+        if not self._downloads:
+            return []
+        run, row = self.run, self.run.round_row()
+        device = next(iter(self._downloads))
+        request = self._downloads.pop(device)
+        assignment = None if row is None else run.assignment(row["round"], device)
         allowed = {run.layout.program: run.program}
         if row is not None and row["phase"] == "collect" and assignment is not None and assignment["plan"] is not None:
-            if request.plan and assignment["state"] == "assigned":
-                out += self._plan(assignment)
             allowed |= self._start_blobs(row, assignment)
         pieces: list[bytes] = []
-        for want in request.wants:
-            blob = allowed.get(want.sha256)
-            if blob is None:
-                continue  # of an earlier round, or not this device's: the round's state tells it
-            pieces += chunks.encode_chunks(
-                want.sha256, blob, chunks.indices_of(want.bitmap, chunks.chunk_count(len(blob)))
-            )
-        return out + [Outgoing(topics.CHUNK, device, message) for message in chunks.bundles(pieces)]
+        try:
+            for want in request.wants:
+                blob = allowed.get(want.sha256)
+                if blob is not None:  # else of an earlier round, or not this device's: the round's state tells it
+                    indices = chunks.indices_of(want.bitmap, chunks.chunk_count(len(blob)))
+                    pieces += chunks.encode_chunks(want.sha256, blob, indices)
+        except ProtocolError as error:
+            self._odd("malformed", device, error.message)
+        return self._counted([Outgoing(topics.CHUNK, device, message) for message in chunks.bundles(pieces)])
 
     def _refusal(self, device: str, refusal: protocol.Refusal, payload: bytes) -> list[Outgoing]:
         run = self.run
@@ -387,18 +441,47 @@ class Machine:
             problem = ("duplicate", f"the device has answered round {row['round']}: {assignment['state']}")
             self._note_verdict(update.round, device, ref, *problem)
             return [self._ack(device, update.round, "update", payload, *problem)]
-        plan = protocol.decode(topics.PLAN, assignment["plan"])
-        assert isinstance(plan, protocol.PlanMessage)
+        if device in self._ready:
+            return []  # complete: its verdict is about to be written
         pending = self._pending.get(device)
         if pending is None or pending.ref != ref:
             try:
-                updates.check_manifest(run.layout, plan, assignment["plan_sha"], update)
+                sent = [layer.blobs for layer in run.serving(row).prepare(ints(assignment["bits"]))]
+                updates.check_manifest(run.layout, sent, run.config.epochs, assignment["plan_sha"], update)
                 sizes = updates.blob_sizes(run.layout, update.layers)
             except RejectionError as error:
                 return self._settle(device, row, ref, payload, update, error, b"")
+            if not self._room_for(device, payload):
+                return []
             pending = Pending.open(ref, update, sizes, self._start_blobs(row, assignment).get, payload)
             self._pending[device] = pending
+        pending.touched = run.clock()
         return self._need_or_settle(device, row, pending)
+
+    def _room_for(self, device: str, payload: bytes) -> bool:
+        """Whether an upload may begin now; else it waits for its turn."""
+        self._waiting.pop(device, None)
+        others = len(self._pending) - (device in self._pending)
+        if others < UPLOADS:
+            return True
+        now = self.run.clock()
+        for name, pending in list(self._pending.items()):
+            if not 0 <= now - pending.touched < UPLOAD_PATIENCE_S:
+                del self._pending[name]  # it will say again what it has
+                return True
+        self._waiting[device] = payload
+        return False
+
+    def _next_uploads(self) -> list[Outgoing]:
+        """Lets those begin who waited while every place was taken."""
+        out: list[Outgoing] = []
+        while self._waiting and len(self._pending) < UPLOADS:
+            device = next(iter(self._waiting))
+            payload = self._waiting.pop(device)
+            update = protocol.decode(topics.UPDATE, payload)
+            assert isinstance(update, protocol.Update)
+            out += self._update(device, update, payload)
+        return out
 
     def _chunk(self, device: str, chunk: protocol.Chunk) -> list[Outgoing]:
         pending = self._pending.get(device)
@@ -406,6 +489,7 @@ class Machine:
         if pending is None or row is None or row["phase"] != "collect":
             return []
         try:
+            pending.touched = self.run.clock()
             if not pending.add(chunk):
                 return []
         except HashError as error:
@@ -418,7 +502,7 @@ class Machine:
             return [Outgoing(topics.ACK, device, protocol.encode(need))]
         run = self.run
         try:
-            updates.read_contents(run.layout, pending.update.layers, pending.blobs.__getitem__)
+            updates.check_contents(run.layout, pending.update.layers, pending.blobs.__getitem__)
         except RejectionError as error:
             return self._settle(device, row, pending.ref, pending.payload, pending.update, error, b"")
         pack = updates.pack_file(pending.update.layers, pending.blobs)
@@ -434,40 +518,55 @@ class Machine:
         problem: RejectionError | None,
         pack: bytes,
     ) -> list[Outgoing]:
-        """Journals the verdict on a complete update; only then may the device forget its work."""
-        run, now = self.run, self.run.clock()
-        key = {"round": row["round"], "device": device}
-        up, down = run.traffic.get(device, [0, 0])
-        reason, detail = (problem.reason, problem.detail[:400]) if problem else ("", "")
-        fields: dict[str, object] = {
-            "state": "rejected" if problem else "accepted",
-            "reason": reason,
-            "detail": detail,
-            "ref": ref,
-            "manifest": payload,
-            "answered_at": now,
-            "bytes_up": up,
-            "bytes_down": down,
-            "measured_bytes": update.measured_bytes,
-        }
-        if problem is None:
-            fields["pack"] = run.blobs.put(pack)
-            fields["final_bits"] = [layer.bits for layer in update.layers]
-        assignment = run.assignment(row["round"], device)
-        assert assignment is not None
-        with run.journal.transaction("verdict") as journal:
-            journal.set_fields("assignments", key, fields)
-            if problem is None:
-                fallen = [a - layer.bits for a, layer in zip(assignment["bits"], update.layers, strict=True)]
-                standing: dict[str, object] = {"fallen": fallen, "last_round": row["round"], "rejects": 0}
-                standing["measured_bytes"] = update.measured_bytes
-                journal.set_fields("devices", {"device": device}, standing)
-            else:
-                journal.write("UPDATE devices SET rejects=rejects+1 WHERE device=?", device)
-            verdict = f"rejected:{reason}" if problem else "accepted"
-            journal.verdict(now, row["round"], device, "update", ref, verdict, detail)
+        """Takes a complete update out of the way until `settle` writes its verdict."""
         self._pending.pop(device, None)
-        return [self._ack(device, row["round"], "update", payload, reason, detail)]
+        self._ready[device] = _Settled(row["round"], ref, payload, update, problem, pack, self.run.clock())
+        return []
+
+    def settle(self) -> list[Outgoing]:
+        """Journals the verdicts on all complete updates at once; only then may the devices forget their work.
+
+        One wait for the disk serves them all. `handle` does it for every message unless `defer` is set.
+        """
+        ready, self._ready = self._ready, {}
+        if not ready:
+            return []
+        run = self.run
+        good = [done for done in ready.values() if done.problem is None]
+        packs = iter(run.blobs.put_many([done.pack for done in good]))
+        out = []
+        with run.journal.transaction("verdict") as journal:
+            for device, done in ready.items():
+                up, down = run.traffic.get(device, [0, 0])
+                problem, update = done.problem, done.update
+                reason, detail = (problem.reason, problem.detail[:400]) if problem else ("", "")
+                fields: dict[str, object] = {
+                    "state": "rejected" if problem else "accepted",
+                    "reason": reason,
+                    "detail": detail,
+                    "ref": done.ref,
+                    "manifest": done.payload,
+                    "answered_at": done.at,
+                    "bytes_up": up,
+                    "bytes_down": down,
+                    "measured_bytes": update.measured_bytes,
+                }
+                if problem is None:
+                    fields["pack"] = next(packs)
+                    fields["final_bits"] = final = [layer.bits for layer in update.layers]
+                    assignment = run.assignment(done.round, device)
+                    assert assignment is not None
+                    fallen = [a - b for a, b in zip(assignment["bits"], final, strict=True)]
+                    standing: dict[str, object] = {"fallen": fallen, "last_round": done.round, "rejects": 0}
+                    standing["measured_bytes"] = update.measured_bytes
+                    journal.set_fields("devices", {"device": device}, standing)
+                else:
+                    journal.write("UPDATE devices SET rejects=rejects+1 WHERE device=?", device)
+                journal.set_fields("assignments", {"round": done.round, "device": device}, fields)
+                verdict = f"rejected:{reason}" if problem else "accepted"
+                journal.verdict(done.at, done.round, device, "update", done.ref, verdict, detail)
+                out.append(self._ack(device, done.round, "update", done.payload, reason, detail))
+        return out
 
     # --- small parts --------------------------------------------------------------------------------------------------
 
@@ -495,12 +594,7 @@ class Machine:
 
     def _start_blobs(self, row: Row, assignment: Row) -> dict[str, bytes]:
         """The blobs a device's plan names."""
-        layers = self.run.serving(row).prepare(assignment["bits"])
-        return {
-            sha256: data
-            for layer in layers
-            for sha256, data in zip(layer.blobs.blobs, (*layer.planes, layer.params), strict=True)
-        }
+        return self.run.serving(row).blobs_of(assignment["bits"])
 
     def _plan(self, assignment: Row) -> list[Outgoing]:
         device, payload = assignment["device"], assignment["plan"]

@@ -57,24 +57,37 @@ def unpack(shape: LayerShape, bits: int, step: Fx, planes: Sequence[bytes], para
     Raises:
         TruncatedError, FormatError: wrong number or length of planes, pad bits set, or a negative zero.
     """
-    if len(planes) != bits + 1:
-        raise FormatError(f"layer {shape.name}: {len(planes)} planes for {bits} bits and a sign")
-    for index, plane in enumerate(planes):
-        if len(plane) != shape.plane_bytes:
-            kind = TruncatedError if len(plane) < shape.plane_bytes else FormatError
-            raise kind(f"layer {shape.name}: plane {index} has {len(plane)} bytes instead of {shape.plane_bytes}")
+    check(shape, bits, planes)
     raw = np.frombuffer(b"".join(planes), np.uint8).reshape(len(planes), shape.plane_bytes)
-    unused = -shape.theta % 8
-    if unused and bool((raw[:, -1] >> (8 - unused)).any()):
-        raise FormatError(f"layer {shape.name}: bits beyond the last weight are set")
     flags = np.unpackbits(raw, axis=1, bitorder="little", count=shape.theta)
     magnitude = np.zeros(shape.theta, np.int16)
     for bit in range(bits):
         magnitude |= flags[bit + 1].astype(np.int16) << bit
     negative = flags[0].astype(bool)
-    if bool((negative & (magnitude == 0)).any()):
-        raise FormatError(f"layer {shape.name}: a zero weight has a negative sign")
     return DeviceLayer(bits, step, np.where(negative, -magnitude, magnitude).astype(np.int16), params)
+
+
+def check(shape: LayerShape, bits: int, planes: Sequence[bytes]) -> None:
+    """Everything that `unpack` refuses, without unpacking.
+
+    Raises:
+        TruncatedError, FormatError: as `unpack`.
+    """
+    if len(planes) != bits + 1:
+        raise FormatError(f"layer {shape.name}: {len(planes)} planes for {bits} bits and a sign")
+    numbers = []
+    for index, plane in enumerate(planes):
+        if len(plane) != shape.plane_bytes:
+            kind = TruncatedError if len(plane) < shape.plane_bytes else FormatError
+            raise kind(f"layer {shape.name}: plane {index} has {len(plane)} bytes instead of {shape.plane_bytes}")
+        numbers.append(int.from_bytes(plane, "little"))
+        if numbers[-1] >> shape.theta:
+            raise FormatError(f"layer {shape.name}: bits beyond the last weight are set")
+    magnitude = 0
+    for number in numbers[1:]:
+        magnitude |= number
+    if numbers[0] & ~magnitude:
+        raise FormatError(f"layer {shape.name}: a zero weight has a negative sign")
 
 
 def _plane(flags: NDArray[np.generic]) -> bytes:

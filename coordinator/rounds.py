@@ -160,14 +160,16 @@ def may_close(run: RunState, row: Row) -> bool:
     Raises:
         RoundError: nobody's update can come any more, or the extensions are used up.
     """
-    states = [a["state"] for a in run.assignments(row["round"])]
-    accepted = states.count("accepted")
+    query = "SELECT state, COUNT(*) AS n FROM assignments WHERE round=? GROUP BY state"
+    counted = run.journal.rows(query, row["round"])
+    states = {found["state"]: found["n"] for found in counted}
+    accepted = states.get("accepted", 0)
     everyone = all(state in ANSWERED for state in states)
     if accepted >= row["target"] or (everyone and accepted):
         return True
     if everyone:
         raise RoundError(
-            f"round {row['round']}: no update was accepted, {len(states)} devices refused or were rejected",
+            f"round {row['round']}: no update was accepted, {sum(states.values())} devices refused or were rejected",
             "see `fedmpq coordinator status`",
         )
     now = run.clock()

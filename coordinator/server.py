@@ -14,6 +14,9 @@ from fedmpq.errors import NetworkError
 
 #: Seconds between looks at the clock; a tick costs a few reads of the journal.
 TICK_S = 0.1
+#: Messages the broker has not taken yet: with so many, downloads wait, and with so many more everything does.
+DOWNLOAD_BACKLOG = 64
+MOST_BACKLOG = 1000
 
 
 class Server:
@@ -36,6 +39,7 @@ class Server:
         gate: Gate | None = None,
     ) -> None:
         self.machine = machine
+        machine.defer = True
         self.transport = transport
         self.topics = Topics(fleet)
         self.gate = gate or Gate(self.topics)
@@ -59,9 +63,12 @@ class Server:
                 self._say(f"broker lost ({event.reason}), reconnecting")
             elif isinstance(event, Incoming):
                 self._receive(event)
-            if monotonic() >= self._next_tick:
+            if monotonic() >= self._next_tick or self.transport.backlog() > MOST_BACKLOG:
                 break
             event = self.transport.poll(0.0)
+        self.send(self.machine.settle())
+        while self.machine.downloads and self.transport.backlog() < DOWNLOAD_BACKLOG:
+            self.send(self.machine.next_download())
         self._next_tick = monotonic() + TICK_S
         self.send(self.machine.tick())
 

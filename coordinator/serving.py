@@ -32,6 +32,7 @@ class Serving:
         self._layers: dict[tuple[int, int], tuple[DeviceLayer, PackedLayer]] = {}
         self._starts: dict[tuple[int, int], GlobalLayer] = {}
         self._blobs: dict[str, bytes] = {model.layout.program: program} if program else {}
+        self._of_bits: dict[tuple[int, ...], dict[str, bytes]] = {}
 
     def device_layer(self, index: int, bits: int) -> DeviceLayer:
         """Layer `index` at `bits` as integers."""
@@ -56,6 +57,17 @@ class Serving:
     def prepare(self, bits: Sequence[int]) -> list[PackedLayer]:
         """All layers of one device."""
         return [self.packed(index, n) for index, n in enumerate(bits)]
+
+    def blobs_of(self, bits: Sequence[int]) -> dict[str, bytes]:
+        """All blobs of a device with these bits, by hash; shared, not to be changed."""
+        key = tuple(bits)
+        if key not in self._of_bits:
+            self._of_bits[key] = {
+                sha256: data
+                for layer in self.prepare(key)
+                for sha256, data in zip(layer.blobs.blobs, (*layer.planes, layer.params), strict=True)
+            }
+        return self._of_bits[key]
 
     def _get(self, index: int, bits: int) -> tuple[DeviceLayer, PackedLayer]:
         key = (index, bits)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fedmpq.coordinator import planes
 from fedmpq.coordinator.global_model import DeviceLayer, GlobalLayer, read_layer, read_params
 from fedmpq.coordinator.layout import Layout
-from fedmpq.edge_runtime.protocol import LayerBlobs, PlanMessage, Update
+from fedmpq.edge_runtime.protocol import LayerBlobs, Update
 from fedmpq.errors import FedmpqError, FormatError
 
 
@@ -23,8 +23,15 @@ class RejectionError(FedmpqError):
         self.detail = detail
 
 
-def check_manifest(layout: Layout, plan: PlanMessage, plan_sha: str, update: Update) -> None:
+def check_manifest(layout: Layout, sent: Sequence[LayerBlobs], epochs: int, plan_sha: str, update: Update) -> None:
     """Compares an update's claims with the plan it should have followed.
+
+    Args:
+        layout: of the program.
+        sent: the plan's layers.
+        epochs: the plan's.
+        plan_sha: the plan's identity.
+        update: what came.
 
     Raises:
         RejectionError: stale-round (trained under another plan), shape or range.
@@ -35,12 +42,12 @@ def check_manifest(layout: Layout, plan: PlanMessage, plan_sha: str, update: Upd
         )
     if len(update.layers) != len(layout.layers):
         raise RejectionError("shape", f"{len(update.layers)} layers, the program has {len(layout.layers)}")
-    for shape, given, sent in zip(layout.layers, update.layers, plan.layers, strict=True):
-        if given.bits > sent.bits:
-            raise RejectionError("range", f"layer {shape.name} has {given.bits} bits, {sent.bits} were assigned")
-        if given.step != sent.step:
+    for shape, given, asked in zip(layout.layers, update.layers, sent, strict=True):
+        if given.bits > asked.bits:
+            raise RejectionError("range", f"layer {shape.name} has {given.bits} bits, {asked.bits} were assigned")
+        if given.step != asked.step:
             raise RejectionError("range", f"layer {shape.name} changed its step")
-    most = plan.epochs * update.samples
+    most = epochs * update.samples
     if update.count > most or update.correct > update.count:
         raise RejectionError("range", f"{update.correct} of {update.count} correct, at most {most} samples in the plan")
 
@@ -58,6 +65,19 @@ def blob_sizes(layout: Layout, layers: Sequence[LayerBlobs]) -> dict[str, int]:
             if sizes.setdefault(sha256, size) != size:
                 raise RejectionError("shape", f"blob {sha256[:12]} is named for {sizes[sha256]} and for {size} bytes")
     return sizes
+
+
+def check_contents(layout: Layout, layers: Sequence[LayerBlobs], blob: Callable[[str], bytes]) -> None:
+    """Judges a complete update without unpacking it; RejectionError as `read_contents`."""
+    for shape, layer in zip(layout.layers, layers, strict=True):
+        try:
+            planes.check(shape, layer.bits, [blob(sha) for sha in layer.planes])
+        except FormatError as error:
+            raise RejectionError("shape", error.message) from None
+        try:
+            read_params(shape, blob(layer.params))
+        except FormatError as error:
+            raise RejectionError("range", error.message) from None
 
 
 def read_contents(layout: Layout, layers: Sequence[LayerBlobs], blob: Callable[[str], bytes]) -> list[DeviceLayer]:

@@ -150,6 +150,10 @@ class LoopbackTransport:
             self.traffic.received_bytes += len(event.payload)
         return event
 
+    def backlog(self) -> int:
+        """Nothing: delivery is at once."""
+        return 0
+
     def close(self, *, graceful: bool = True) -> None:
         """Leaves the broker; the inbox is lost, as with a process that ends."""
         self._broker.detach(self, graceful=graceful)

@@ -130,6 +130,7 @@ class MqttTransport:
         self._events: queue.Queue[Event] = queue.Queue(maxsize=inbox)
         self._limit = MAX_MESSAGE
         self._client: paho.Client | None = None
+        self._published = self._confirmed = 0
         self._patterns: list[str] = []
         self._first = threading.Event()
         self._refused = ""
@@ -170,9 +171,14 @@ class MqttTransport:
         info = client.publish(topic, payload, qos=1, retain=retain, properties=properties)
         if info.rc != paho.MQTT_ERR_SUCCESS:
             return False
+        self._published += 1
         self.traffic.sent += 1
         self.traffic.sent_bytes += len(payload)
         return True
+
+    def backlog(self) -> int:
+        """What the broker has not confirmed (a new session forgets what an old one owed)."""
+        return max(0, self._published - self._confirmed)
 
     def poll(self, timeout_s: float) -> Event | None:
         """The next event from the network thread."""
@@ -212,6 +218,7 @@ class MqttTransport:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
+        client.on_publish = self._on_publish
         client.connect_timeout = timeout_s
         client.max_inflight_messages_set(20)
         client.max_queued_messages_set(2000)
@@ -294,6 +301,10 @@ class MqttTransport:
             client.disconnect()  # ends paho's reconnecting: two clients of one id would take turns for ever
         text = "another client uses this client id" if taken_over else str(reason)
         self._events.put(Disconnected(text, final=taken_over))
+
+    def _on_publish(self, client: paho.Client, userdata: Any, mid: int, reason: Any, properties: Any) -> None:
+        del client, userdata, mid, reason, properties
+        self._confirmed += 1
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         del client, userdata

@@ -72,11 +72,14 @@ class Str(Check):
     pattern: str
     what: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_matches", re.compile(self.pattern).fullmatch)
+
     def load(self, value: object, where: str) -> str:
         """Refuses other types and strings that do not match."""
         if type(value) is not str:
             raise refuse(where, f"expected a string, found {_kind(value)}")
-        if re.fullmatch(self.pattern, value) is None:
+        if self._matches(value) is None:  # type: ignore[attr-defined]
             raise refuse(where, f"{value[:80]!r} is not {self.what}")
         return value
 

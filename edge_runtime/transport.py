@@ -80,6 +80,9 @@ class Transport(Protocol):
     def poll(self, timeout_s: float) -> Event | None:
         """The next event, waiting up to `timeout_s` seconds for one; None if there was none."""
 
+    def backlog(self) -> int:
+        """Published messages that the broker has not confirmed yet."""
+
     def close(self, *, graceful: bool = True) -> None:
         """Disconnect; when not graceful the broker publishes the will, as after a crash."""
 

@@ -96,18 +96,16 @@ def coordinator_kills(plain: Outcome) -> list[Kill]:
 
 
 def test_a_chain_of_kills_through_a_whole_run(folder: Path, plain: Outcome) -> None:
-    """One of every kind of point, each in the next life of the same coordinator."""
-    points = sorted({kill.point for kill in coordinator_kills(plain)})
-    random.Random(1).shuffle(points)
-    done = 0
-    for number, start in enumerate(range(0, len(points), 14)):
-        chain = [Kill(COORDINATOR, point, 1, life) for life, point in enumerate(points[start : start + 14], 1)]
-        outcome = Hub(folder / str(number), kills=chain).play(60)
-        unharmed(outcome, plain)
-        assert outcome.begun == outcome.stored, outcome.kills  # a coordinator's end never costs a device its work
-        done += len(outcome.kills)
-    # A life may pass none of its point any more (a run starts only once), which ends the chain.
-    assert done >= len(points) // 3
+    """One of every kind of point in the order of a run, each in the next life of the same coordinator."""
+    order = "new-run start state profile select configure message blob verdict close aggregate adjust evaluate commit"
+    names = sorted({kill.point for kill in coordinator_kills(plain)} - {"blob:removed"})
+    of = {kind: [name for name in names if name.startswith(f"{kind}:")] for kind in order.split()}
+    points = [name for kind in of.values() for name in (kind if FULL else random.Random(1).sample(kind, 1))]
+    chain = [Kill(COORDINATOR, point, 1, life) for life, point in enumerate(points, 1)]
+    outcome = Hub(folder / "chain", kills=chain).play(120)
+    unharmed(outcome, plain)
+    assert outcome.begun == outcome.stored, outcome.kills  # a coordinator's end never costs a device its work
+    assert len(outcome.kills) >= len(points) * 2 // 3, outcome.kills
 
 
 @pytest.mark.skipif(not FULL, reason="make test-kill")

@@ -105,7 +105,7 @@ def test_many_rounds_with_every_fault_at_once(folder: Path, plain: str, seed: in
     accepted = federation.run.journal.rows("SELECT round, device FROM verdicts WHERE of='update'")
     assert len(accepted) == len(BITS) * ROUNDS
     assert [agent.rounds_trained for agent in federation.agents.values()] == [ROUNDS] * len(BITS)
-    assert all(count >= 10 for count in federation.broker.faults.values()), federation.broker.faults
+    assert all(count >= (20 if FULL else 1) for count in federation.broker.faults.values()), federation.broker.faults
 
 
 @pytest.mark.parametrize("fault", sorted(ALL) if FULL else ["corrupt"])
@@ -115,4 +115,4 @@ def test_each_fault_alone_at_a_quarter_of_the_messages(folder: Path, fault: str)
     federation.play(1800)
     undisturbed.play(60)
     assert federation.run.journal.meta("model") == undisturbed.run.journal.meta("model")
-    assert federation.broker.faults[fault] > 20
+    assert federation.broker.faults[fault] > 5

@@ -72,6 +72,9 @@ class PipeTransport:
         except queue.Empty:
             return None
 
+    def backlog(self) -> int:
+        return 0
+
     def close(self, *, graceful: bool = True) -> None:
         self._pipe.send(("close", graceful))
 
