@@ -96,6 +96,7 @@ def _from_file(ctx: click.Context, param: click.Parameter, path: Path | None) ->
     help="Judge on so many (below 1: such a share of) training images held out, not on the test set.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=1, help="Fixes partition, first model, training.")
+@click.option("--attack", help="Bad clients, KIND:SHARE[:FACTOR]: label-flip, scale or sign-flip.")
 @click.option("--engine", type=click.Choice(["core", "torch"]), default="core", help="What trains; same bits.")
 @click.option("--workers", type=click.IntRange(0), default=0, help="Clients trained at a time; 0 for every core.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of a run's configuration.")
@@ -138,6 +139,7 @@ def _strategies(options: dict[str, Any], keys: dict[str, Any]) -> None:
             key: options[key]
             for key in (
                 "model", "clients", "budgets", "rounds", "epochs", "batch", "lr", "train", "test", "validation", "seed",
+                "attack",
             )
         },
     )  # fmt: skip

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fedmpq.coordinator import source, strategies
+from fedmpq.coordinator.attacks import Attack
 from fedmpq.coordinator.config import RunConfig
 from fedmpq.coordinator.float_rounds import FloatRun
 from fedmpq.coordinator.service import make_config
 from fedmpq.coordinator.simulate import Simulation
+from fedmpq.errors import UsageError
 from fedmpq.experiments.setting import Prepared, claim
 
 #: progress(description, total) as a context that yields a function of the number of trainings done.
@@ -97,9 +99,18 @@ def _integer(
 ) -> dict[str, Any]:
     """A system that trains in integers, by the coordinator's own machine."""
     origin = _origin(config, prepared)
+    attack = prepared.setting.attack
     with progress(f"simulating {config.strategy}", config.rounds * len(prepared.fleet)) as advance:
         simulation = Simulation(
-            folder, config, origin, prepared.fleet, prepared.judged, engine=engine, workers=workers, progress=advance
+            folder,
+            config,
+            origin,
+            prepared.fleet,
+            prepared.judged,
+            engine=engine,
+            workers=workers,
+            attack=None if attack is None else Attack.parse(attack),
+            progress=advance,
         )
         try:
             facts = simulation.play(_reporter(config.strategy, say))
@@ -109,6 +120,7 @@ def _integer(
     return {
         "device_bytes": max(device["planned_bytes"] for device in last),
         "least_device_bytes": min(device["planned_bytes"] for device in last),
+        "attackers": sorted(simulation.attackers),
         "layers": [{"name": layer.name, "weights": layer.theta} for layer in origin.layout.layers],
         "rounds": facts["rounds"],
     }
@@ -125,6 +137,8 @@ def _float(
 ) -> dict[str, Any]:
     """A full-precision system, in PyTorch."""
     del engine, workers
+    if prepared.setting.attack is not None:
+        raise UsageError(f"--attack works with systems that train in integers, not with {config.strategy}")
     origin = _origin(config, prepared)
     module = source.module_of(prepared.setting.model, prepared.judged, config.seed)
     with progress(f"simulating {config.strategy}", config.rounds * len(prepared.fleet)) as advance:

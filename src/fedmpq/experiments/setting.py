@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedmpq.coordinator.attacks import Attack
 from fedmpq.coordinator.samples import ArraySamples
 from fedmpq.data import Dataset, dirichlet, iid, load
 from fedmpq.data.report import Reporter, silent
@@ -35,6 +36,7 @@ class Setting:
         validation: judge on so many (below 1: such a share of) training images held out, not on the test images.
         seed: fixes partition, first model and training.
         on_empty: what to do about a client without images: "stop" or "drop".
+        attack: bad clients, KIND:SHARE[:FACTOR] (coordinator/attacks.py); None for none.
     """
 
     data: str = "digits"
@@ -51,11 +53,14 @@ class Setting:
     validation: float = 0.0
     seed: int = 1
     on_empty: str = "stop"
+    attack: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses what no run could keep to; UsageError names the budget."""
         if not self.budgets:
             raise UsageError("no budgets given", "average bit-widths from 1 to 8, such as 2,4,6,8")
+        if self.attack is not None:
+            Attack.parse(self.attack)
         for bits in self.budgets:
             if not 1 <= bits <= 8:
                 raise UsageError(
