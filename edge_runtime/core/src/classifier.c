@@ -172,7 +172,7 @@ void fmpq_backward_classifier_weight(fmpq_session *s, uint32_t i)
         }
         for (uint32_t c = 0; c < cin; c++)
             u[c] = (int32_t)fmpq_clamp64(fmpq_fx_apply64(g[c], mult), -(1 << 30), 1 << 30);
-        fmpq_update_row(s, i, k, u, q, lasso);
+        fmpq_update_row(s, i, k, 0, cin, u, q, lasso);
     }
     fmpq_update_bias(s, i, gb);
 }

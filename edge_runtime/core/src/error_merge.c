@@ -36,10 +36,12 @@ static void merge_option_a(fmpq_session *s, uint32_t t, uint32_t i)
     const fmpq_tensor_error *b = &s->err[i + 1];
     const fmpq_record *r = &s->p->rec[i], *from = &s->p->rec[t - 1];
     const uint32_t c = from->cout, w = from->w_out, n = (uint32_t)from->h_out * w * c;
+    const int kept = s->d[i].compact; /* only the carried channels are there */
+    const uint32_t step = kept ? c : r->cout, first = kept ? 0 : r->skip_pad_c;
     int32_t xo, s1, s2, mx2 = 0;
     /* the largest error among the channels that the shortcut carries */
     for (uint32_t k = 0; k < s->count * r->h_out * r->w_out; k++) {
-        const int32_t top = s->k->max16((const int16_t *)(const void *)(s->base + b->offset) + (size_t)k * r->cout + r->skip_pad_c, c);
+        const int32_t top = s->k->max16((const int16_t *)(const void *)(s->base + b->offset) + (size_t)k * step + first, c);
         mx2 = top > mx2 ? top : mx2;
     }
     if (!mx2)
@@ -62,7 +64,7 @@ static void merge_option_a(fmpq_session *s, uint32_t t, uint32_t i)
                     s->k->merge(o, o, c, s1, 63);
                     continue;
                 }
-                s->k->merge(o, e2 + (y / 2 * r->w_out + x / 2) * r->cout + r->skip_pad_c, c, s1, s2);
+                s->k->merge(o, e2 + (y / 2 * r->w_out + x / 2) * step + first, c, s1, s2);
             }
         most = s->k->max16(e1, n);
         a->mx = most > a->mx ? most : a->mx;

@@ -29,10 +29,15 @@ static void reduce(void *arg, uint32_t sample, uint32_t worker)
     const fmpq_record *r = &s->p->rec[f->r];
     const size_t at = (size_t)sample * s->d[f->r].out_size;
     uint8_t *mine = f->work + f->w.thread0 + worker * f->w.thread_size;
-    const uint8_t *u = fmpq_tensor(s, f->r + 1, sample, mine + f->w.stream);
+    const uint32_t strip = s->d[f->r].strip_out, row = (uint32_t)r->w_out * r->cout;
+    int16_t *e = (int16_t *)(void *)(s->base + s->slot[f->r].e_out) + at;
+    const int8_t *x = (const int8_t *)(s->base + s->slot[f->r].xhat) + at;
     int64_t *sums = partial_sums(f, worker);
-    s->k->reduce((int16_t *)(void *)(s->base + s->slot[f->r].e_out) + at, u, (int8_t *)(s->base + s->slot[f->r].xhat) + at, r->h_out * r->w_out,
-                 r->cout, sums, sums + r->cout, partial_max(f, worker));
+    for (uint32_t y = 0; y < r->h_out; y += strip) {
+        const uint32_t rows = r->h_out - y < strip ? r->h_out - y : strip;
+        const uint8_t *u = fmpq_tensor_rows(s, f->r + 1, sample, y, rows, mine + f->w.stream);
+        s->k->reduce(e + y * row, u, x + y * row, (int32_t)(rows * r->w_out), r->cout, sums, sums + r->cout, partial_max(f, worker));
+    }
 }
 
 static void through_norm(void *arg, uint32_t sample, uint32_t worker)
@@ -110,7 +115,7 @@ static void refill(void *arg, uint32_t sample, uint32_t worker)
     const refill_pass *f = arg;
     fmpq_session *s = f->s;
     uint8_t *mine = s->base + s->slot[f->i].work_b0 + f->w.thread0 + worker * f->w.thread_size;
-    fmpq_tensor_make(s, f->r + 1, sample, mine + f->w.stream);
+    fmpq_tensor_make(s, f->r + 1, sample, 0, s->p->rec[f->r].h_out, mine + f->w.stream);
     memcpy(s->base + s->slot[f->r].again + (size_t)sample * s->d[f->r].out_size, mine + f->w.stream, s->d[f->r].out_size);
 }
 
@@ -119,12 +124,22 @@ static void refill_streams(fmpq_session *s, uint32_t i)
     refill_pass f;
     f.s = s;
     f.i = i;
-    f.w = fmpq_plan_error(s->p, &s->plan, i);
+    f.w = fmpq_plan_error(s->p, &s->plan, s->d, i);
     for (f.r = 0; f.r < i; f.r++)
         if (s->slot[f.r].refill == i + 1) {
             fmpq_run(s, refill, &f, s->count);
             s->slot[f.r].refilled = 1;
         }
+}
+
+/* Of an error that an option-A shortcut passes on only the channels that it carries are needed: they move together. */
+static void keep_carried(fmpq_session *s, uint32_t i)
+{
+    const fmpq_record *r = &s->p->rec[i];
+    const uint32_t c = s->p->rec[r->skip - 1].cout;
+    int16_t *e = (int16_t *)(void *)(s->base + s->slot[i].e_out);
+    for (uint32_t p = 0; p < (uint32_t)r->h_out * r->w_out; p++)
+        memmove(e + p * c, e + p * r->cout + r->skip_pad_c, c * 2u);
 }
 
 void fmpq_backward_error(fmpq_session *s, uint32_t i)
@@ -136,7 +151,7 @@ void fmpq_backward_error(fmpq_session *s, uint32_t i)
     int32_t most = 0;
     f.s = s;
     f.r = i;
-    f.w = fmpq_plan_error(s->p, &s->plan, i);
+    f.w = fmpq_plan_error(s->p, &s->plan, s->d, i);
     f.work = s->base + s->slot[i].work_b0;
     f.ce = (int32_t *)(void *)(f.work + f.w.coef);
     f.cx = f.ce + r->cout;
@@ -154,4 +169,6 @@ void fmpq_backward_error(fmpq_session *s, uint32_t i)
     l->ey = t->ex + l->S - 28 - fmpq_y_shift(r, s->d[i].amax, l->n);
     fmpq_run(s, through_norm, &f, s->count);
     fmpq_update_params(s, i, partial_sums(&f, 0), partial_sums(&f, 0) + r->cout);
+    if (s->d[i].compact && r->skip_kind == FMPQ_SKIP_OPTION_A)
+        keep_carried(s, i);
 }

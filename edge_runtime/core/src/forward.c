@@ -9,6 +9,7 @@ typedef struct forward {
     fmpq_geometry tile;
     fmpq_igemm job;
     uint8_t *work;
+    uint32_t co0; /* first output channel of the block in work */
     int32_t tap_off[FMPQ_MAX_TAPS];
     int32_t *a, *b, *sh;
 } forward;
@@ -18,28 +19,43 @@ static uint8_t *thread_part(const forward *f, uint32_t worker)
     return f->work + f->w.thread0 + worker * f->w.thread_size;
 }
 
+static void count_up(const forward *f, uint32_t sample, uint32_t worker)
+{
+    const fmpq_session *s = f->s;
+    const fmpq_record *r = &s->p->rec[f->r];
+    int64_t *m1 = (int64_t *)(void *)(f->work + f->w.stats) + (size_t)worker * r->cout * 2;
+    const int16_t *y = (const int16_t *)(const void *)(s->base + s->slot[f->r].y16) + (size_t)sample * s->d[f->r].out_size;
+    if (s->training && !(r->flags & FMPQ_BIASED))
+        s->k->stats(y, r->h_out * r->w_out, r->cout, m1, m1 + r->cout);
+}
+
+/* One sample's convolution for a block of output channels, strip by strip; a strip keeps the last rows of the tile before it. */
 static void convolve(void *arg, uint32_t sample, uint32_t worker)
 {
     const forward *f = arg;
-    fmpq_session *s = f->s;
+    const fmpq_session *s = f->s;
     const fmpq_record *r = &s->p->rec[f->r];
     uint8_t *mine = thread_part(f, worker);
-    uint8_t *tile = mine + f->w.tile;
     int16_t *y = (int16_t *)(void *)(s->base + s->slot[f->r].y16) + (size_t)sample * s->d[f->r].out_size;
-    int64_t *m1 = (int64_t *)(void *)(f->work + f->w.stats) + (size_t)worker * r->cout * 2;
+    const int32_t strip = s->d[f->r].strip;
     fmpq_igemm job = f->job;
-    if (r->input)
-        fmpq_act_tile(s, f->r, sample, &f->tile, tile, mine + f->w.stream);
-    else
-        fmpq_input_tile(s, r, sample, &f->tile, tile);
-    job.a = tile;
-    job.out = y;
-    if (r->groups > 1)
-        fmpq_grouped_forward(r, &job, (const int16_t *)(const void *)(f->work + f->w.pack), f->tile.c);
-    else
-        s->k->igemm(&job);
-    if (s->training && !(r->flags & FMPQ_BIASED))
-        s->k->stats(y, r->h_out * r->w_out, r->cout, m1, m1 + r->cout);
+    fmpq_window win = {0, 0, 0, 0};
+    job.a = mine + f->w.tile;
+    for (int32_t y0 = 0; y0 < r->h_out; y0 += strip) {
+        job.rows = r->h_out - y0 < strip ? r->h_out - y0 : strip;
+        job.out = y + y0 * job.out_row + f->co0;
+        win.have = y0 && r->kh > r->stride ? r->kh - r->stride : 0;
+        win.before = win.rows;
+        win.from = y0 * r->stride;
+        win.rows = s->d[f->r].compact ? (job.rows - 1) * r->stride + r->kh : f->tile.rows;
+        fmpq_input_rows(s, f->r, sample, &f->tile, win, mine + f->w.tile, mine + f->w.stream);
+        if (r->groups > 1)
+            fmpq_grouped_forward(r, &job, (const int16_t *)(const void *)(f->work + f->w.pack), f->tile.c);
+        else
+            s->k->igemm(&job);
+    }
+    if (!s->d[f->r].compact)
+        count_up(f, sample, worker);
 }
 
 static void normalise(void *arg, uint32_t sample, uint32_t worker)
@@ -48,14 +64,28 @@ static void normalise(void *arg, uint32_t sample, uint32_t worker)
     fmpq_session *s = f->s;
     const fmpq_record *r = &s->p->rec[f->r];
     const fmpq_slots *sl = &s->slot[f->r];
-    const size_t at = (size_t)sample * s->d[f->r].out_size;
-    const int32_t n = r->h_out * r->w_out;
-    s->k->norm((int16_t *)(void *)(s->base + sl->y16) + at, (int8_t *)(s->base + sl->xhat) + at, n, r->cout, f->a, f->b, f->sh);
-    if (sl->stream != FMPQ_NONE) {
-        /* the residual sum; its skip is at hand, kept or one step from its x-hat */
-        uint8_t *mine = thread_part(f, worker);
-        fmpq_tensor_make(s, f->r + 1, sample, mine);
-        memcpy(s->base + sl->stream + at, mine, s->d[f->r].out_size);
+    const fmpq_derived *d = &s->d[f->r];
+    const size_t at = (size_t)sample * d->out_size;
+    const uint32_t row = (uint32_t)r->w_out * r->cout;
+    uint8_t *mine = thread_part(f, worker);
+    const int16_t *y = (const int16_t *)(const void *)(s->base + sl->y16) + at;
+    int8_t *x = (int8_t *)(s->base + sl->xhat) + at;
+    for (uint32_t y0 = 0; y0 < r->h_out; y0 += d->strip_out) {
+        const uint32_t rows = r->h_out - y0 < d->strip_out ? r->h_out - y0 : d->strip_out;
+        if (d->compact) { /* x-hat takes the place of y */
+            s->k->norm(y + y0 * row, (int8_t *)mine, (int32_t)(rows * r->w_out), r->cout, f->a, f->b, f->sh);
+            memcpy(x + y0 * row, mine, rows * row);
+        } else {
+            s->k->norm(y + y0 * row, x + y0 * row, (int32_t)(rows * r->w_out), r->cout, f->a, f->b, f->sh);
+        }
+    }
+    if (sl->stream == FMPQ_NONE)
+        return;
+    /* the residual sum; its skip is at hand, kept or one step from its x-hat */
+    for (uint32_t y0 = 0; y0 < r->h_out; y0 += d->strip_out) {
+        const uint32_t rows = r->h_out - y0 < d->strip_out ? r->h_out - y0 : d->strip_out;
+        fmpq_tensor_make(s, f->r + 1, sample, y0, rows, mine);
+        memcpy(s->base + sl->stream + at + y0 * row, mine, rows * row);
     }
 }
 
@@ -131,9 +161,6 @@ void fmpq_forward_conv(fmpq_session *s, uint32_t i)
     f.job.tap_off = f.tap_off;
     f.job.taps = r->kh * r->kw;
     f.job.c4 = d->cp / 4;
-    f.job.cop = d->cop;
-    f.job.co = r->cout;
-    f.job.rows = r->h_out;
     f.job.cols = r->w_out;
     f.job.a_row = f.tile.cols * f.tile.c * r->stride;
     f.job.a_pix = f.tile.c * r->stride;
@@ -142,9 +169,16 @@ void fmpq_forward_conv(fmpq_session *s, uint32_t i)
     f.job.shift = fmpq_y_shift(r, d->amax, l->n);
     f.job.a_max = d->amax;
     f.job.w_max = l->n > 7 ? 128 : (1 << l->n) - 1;
-    fmpq_pack_forward(s, i, f.work + f.w.pack, f.work + f.w.pack_low, (int32_t *)(void *)(f.work + f.w.corr));
     memset(f.work + f.w.stats, 0, (size_t)s->plan.threads * r->cout * 16);
-    fmpq_run(s, convolve, &f, s->count);
+    for (f.co0 = 0; f.co0 < r->cout; f.co0 += d->block_f) {
+        const uint32_t n = r->cout - f.co0 < d->block_f ? r->cout - f.co0 : d->block_f;
+        f.job.cop = (int32_t)fmpq_up(n, 16);
+        f.job.co = (int32_t)n;
+        fmpq_pack_forward(s, i, f.co0, n, f.work + f.w.pack, f.work + f.w.pack_low, (int32_t *)(void *)(f.work + f.w.corr));
+        fmpq_run(s, convolve, &f, s->count);
+    }
+    if (d->compact)
+        count_up(&f, 0, 0);
     coefficients(&f);
     fmpq_run(s, normalise, &f, s->count);
 }

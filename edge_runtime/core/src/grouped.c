@@ -23,12 +23,12 @@ void fmpq_grouped_forward(const fmpq_record *r, const fmpq_igemm *j, const int16
             }
 }
 
-void fmpq_grouped_input(const fmpq_record *r, const uint8_t *e, const fmpq_geometry *t, const int16_t *q, int32_t shift, int16_t *out)
+void fmpq_grouped_input(const fmpq_record *r, int32_t rows, const uint8_t *e, const fmpq_geometry *t, const int16_t *q, int32_t shift, int16_t *out)
 {
     const int32_t cig = r->cin / r->groups, cog = r->cout / r->groups, len = cig * r->kh * r->kw;
     int32_t off[FMPQ_MAX_TAPS];
     uint8_t index[FMPQ_MAX_TAPS];
-    for (int32_t y = 0; y < r->h_in; y++)
+    for (int32_t y = 0; y < rows; y++)
         for (int32_t x = 0; x < r->w_in; x++) {
             const int32_t n = fmpq_taps_backward(r, t, y % r->stride, x % r->stride, off, index);
             const uint8_t *at = e + (y / r->stride * t->cols + x / r->stride) * t->c;
@@ -44,10 +44,10 @@ void fmpq_grouped_input(const fmpq_record *r, const uint8_t *e, const fmpq_geome
         }
 }
 
-void fmpq_grouped_weight(const fmpq_record *r, const uint8_t *a, const fmpq_geometry *t, const int8_t *e, int32_t *g)
+void fmpq_grouped_weight(const fmpq_record *r, int32_t rows, const uint8_t *a, const fmpq_geometry *t, const int8_t *e, int32_t *g)
 {
     const int32_t cig = r->cin / r->groups, cog = r->cout / r->groups, taps = r->kh * r->kw;
-    for (int32_t y = 0; y < r->h_out; y++)
+    for (int32_t y = 0; y < rows; y++)
         for (int32_t x = 0; x < r->w_out; x++) {
             const uint8_t *from = a + (y * t->cols + x) * t->c * r->stride;
             const int8_t *err = e + (y * r->w_out + x) * r->cout;

@@ -16,6 +16,7 @@ typedef struct fmpq_slots {
     uint32_t xhat, y16, stream;
     uint32_t e_out, e_in;            /* error of the output; error to the main input before merging */
     uint32_t work_f, work_b0, work_b1, work_b2;
+    uint32_t pack_b;                 /* weights of the error pass to the input, packed before the weights change; FMPQ_NONE: packed there */
     uint8_t stream_in_backward;      /* the stream buffer is still alive in the backward pass */
     uint8_t e_in_merges;             /* 1: e_in merges into the error of the input tensor, which exists; 2: a pending option-A error merges into e_in */
     uint8_t skip_merges;             /* 1: the skip's error exists: e_out merges into it; 0: e_out becomes it, or waits (option A) */
@@ -32,7 +33,11 @@ typedef struct fmpq_derived {
     int32_t cp, cop;                /* input channels padded to 4, output channels to 16 */
     int32_t amax, act_shift;        /* activation bound; exponent of the activation's unit in base steps */
     int32_t gs;                     /* shift of the weight gradient */
-    uint32_t tile_rows;             /* output channels of one weight-gradient tile */
+    uint32_t tile_rows, tile_taps;  /* output channels and taps of one weight-gradient tile */
+    /* A batch of one sample is worked on in strips of rows, its weights packed in blocks; otherwise a strip is the whole map. */
+    uint16_t strip, strip_in, strip_out; /* output rows of a forward or gradient strip; input rows of an error strip; rows of the output's own passes */
+    uint16_t block_f, block_b;           /* output channels packed at a time, forward; input channels, backward */
+    uint8_t compact, in_place;           /* a batch of one; the error to the input grows over e8, after the weight gradient */
 } fmpq_derived;
 
 typedef struct fmpq_tensor_error {
@@ -72,6 +77,10 @@ struct fmpq_session {
     fmpq_stats stats;
 };
 
+/* What the planner counts for fmpq_session: its size with 8-byte pointers and 64 records (rounded up to 8), so that a 32-bit board and a
+ * 64-bit host plan the same bytes. */
+#define FMPQ_SESSION_ROOM 248u
+
 /* planes.c */
 uint32_t fmpq_plane_bytes(uint32_t theta);
 void fmpq_planes_unpack(const uint8_t *planes, uint32_t theta, int n_planes, uint32_t first, uint32_t count, int16_t *q);
@@ -93,6 +102,7 @@ typedef struct fmpq_geometry { /* the padded tile of a convolution's input (forw
     int32_t top, left;   /* margin before row 0 / column 0 */
     int32_t rows, cols;  /* of the tile */
     int32_t c;           /* bytes a position */
+    int32_t halo;        /* rows that neighbouring strips of an error tile share */
 } fmpq_geometry;
 typedef struct fmpq_work_forward {
     uint32_t pack, pack_low, corr, coef, stats, thread0, thread_size; /* offsets in the work area */
@@ -111,23 +121,35 @@ typedef struct fmpq_work_weight {
 
 fmpq_geometry fmpq_tile_forward(const fmpq_record *r, const fmpq_derived *d);
 fmpq_geometry fmpq_tile_backward(const fmpq_record *r, const fmpq_derived *d);
+/* rows that a strip of `rows` input rows needs of that tile */
+int32_t fmpq_strip_backward(const fmpq_record *r, const fmpq_geometry *t, int32_t rows);
 /* taps of output phase (py, px) of the transposed convolution; returns their number */
 int32_t fmpq_taps_backward(const fmpq_record *r, const fmpq_geometry *t, int32_t py, int32_t px, int32_t *off, uint8_t *index);
 int32_t fmpq_planar_row(const fmpq_record *r);
 fmpq_work_forward fmpq_plan_forward(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t r);
 uint32_t fmpq_refill_at(const fmpq_program *p, const fmpq_plan *plan, uint32_t r);
-fmpq_work_error fmpq_plan_error(const fmpq_program *p, const fmpq_plan *plan, uint32_t r);
+fmpq_work_error fmpq_plan_error(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t r);
+/* weights packed for the error to the input: all of them, or a block of one phase; their place and bytes */
+uint64_t fmpq_pack_bytes(const fmpq_record *r, const fmpq_derived *d, int whole);
+uint32_t fmpq_plan_pack(const fmpq_plan *plan, const fmpq_record *r, const fmpq_derived *d, uint32_t i, fmpq_work_input *w);
+void fmpq_derive_strips(const fmpq_program *p, const fmpq_plan *plan, uint32_t i, uint32_t kept, fmpq_derived *d);
 fmpq_work_input fmpq_plan_input(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t r);
 fmpq_work_weight fmpq_plan_weight(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t r);
 
 /* tensors.c: the u8 activations of one sample, read from a kept buffer or computed again */
 uint32_t fmpq_tensor_size(const fmpq_program *p, uint32_t tensor);
-uint32_t fmpq_tensor_room(const fmpq_program *p, uint32_t tensor, int kept);
-uint32_t fmpq_tensor_make_room(const fmpq_program *p, uint32_t tensor, int kept); /* for fmpq_tensor_make */
+uint32_t fmpq_tensor_rows_of(const fmpq_program *p, uint32_t tensor);
+uint32_t fmpq_tensor_room(const fmpq_program *p, uint32_t tensor, uint32_t rows, int kept);
+uint32_t fmpq_tensor_make_room(const fmpq_program *p, uint32_t tensor, uint32_t rows, int kept); /* for fmpq_tensor_make */
+/* `rows` rows of the tensor from row y on, perhaps in `out` */
+const uint8_t *fmpq_tensor_rows(const fmpq_session *s, uint32_t tensor, uint32_t sample, uint32_t y, uint32_t rows, uint8_t *out);
 const uint8_t *fmpq_tensor(const fmpq_session *s, uint32_t tensor, uint32_t sample, uint8_t *out);
-/* the input image, augmented, pixels as they are, into a tile with the mean around it */
-void fmpq_input_tile(const fmpq_session *s, const fmpq_record *r, uint32_t sample, const fmpq_geometry *t, uint8_t *tile);
-void fmpq_act_tile(const fmpq_session *s, uint32_t record, uint32_t sample, const fmpq_geometry *t, uint8_t *tile, uint8_t *stream);
+/* Rows [from, from + rows) of a record's padded input, the first `have` of which are at the end of the tile's last strip of `before` rows:
+ * activations with zeros around them, or the augmented image with the mean around it. */
+typedef struct fmpq_window {
+    int32_t from, rows, have, before;
+} fmpq_window;
+void fmpq_input_rows(const fmpq_session *s, uint32_t record, uint32_t sample, const fmpq_geometry *t, fmpq_window w, uint8_t *tile, uint8_t *stream);
 
 /* forward.c, classifier.c, error_norm.c, error_input.c, weight_gradient.c, pool.c, update.c */
 void fmpq_forward_conv(fmpq_session *s, uint32_t r);
@@ -139,10 +161,11 @@ void fmpq_contribute_skip(fmpq_session *s, uint32_t i);
 void fmpq_backward_pool(fmpq_session *s, uint32_t r);
 void fmpq_backward_error(fmpq_session *s, uint32_t r);
 void fmpq_backward_input(fmpq_session *s, uint32_t r);
+void fmpq_pack_before_update(fmpq_session *s, uint32_t r); /* for records that work in place */
 void fmpq_backward_weight(fmpq_session *s, uint32_t r);
 void fmpq_backward_classifier_weight(fmpq_session *s, uint32_t r);
-/* U of one output channel to its weights; u and q are working rows */
-void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, int32_t *u, int16_t *q, const int32_t *lasso);
+/* U of `len` weights of one output channel from `off` on to the weights (all of them where there is momentum); u and q are working rows */
+void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, uint32_t off, uint32_t len, int32_t *u, int16_t *q, const int32_t *lasso);
 void fmpq_update_params(fmpq_session *s, uint32_t r, const int64_t *s1, const int64_t *s2);
 void fmpq_update_bias(fmpq_session *s, uint32_t r, const int64_t *gb);
 void fmpq_lasso_table(const fmpq_session *s, uint32_t r, int32_t *table);

@@ -23,11 +23,11 @@ static void unpack(const fmpq_session *s, uint32_t r, uint32_t first, uint32_t c
     fmpq_effective(q, count, l->n, l->g);
 }
 
-void fmpq_pack_forward(const fmpq_session *s, uint32_t i, uint8_t *w, uint8_t *low, int32_t *corr)
+void fmpq_pack_forward(const fmpq_session *s, uint32_t i, uint32_t co0, uint32_t n_co, uint8_t *w, uint8_t *low, int32_t *corr)
 {
     const fmpq_record *r = &s->p->rec[i];
     const fmpq_derived *d = &s->d[i];
-    const uint32_t ci = r->cin, taps = (uint32_t)r->kh * r->kw, cop = (uint32_t)d->cop, cp = (uint32_t)d->cp;
+    const uint32_t ci = r->cin, taps = (uint32_t)r->kh * r->kw, cop = fmpq_up(n_co, 16), cp = (uint32_t)d->cp;
     const int split = s->layer[i].n > 7, signed_input = !r->input || fmpq_zero(s->p, r->input);
     int16_t q[ROW_CHUNK];
     memset(corr, 0, cop * 4u);
@@ -43,11 +43,11 @@ void fmpq_pack_forward(const fmpq_session *s, uint32_t i, uint8_t *w, uint8_t *l
     memset(w, 0, (size_t)taps * cp * cop);
     if (split)
         memset(low, 0, (size_t)taps * cp * cop);
-    for (uint32_t co = 0; co < r->cout; co++)
+    for (uint32_t co = 0; co < n_co; co++)
         for (uint32_t tap = 0; tap < taps; tap++)
             for (uint32_t c0 = 0; c0 < ci; c0 += ROW_CHUNK) {
                 const uint32_t n = ci - c0 < ROW_CHUNK ? ci - c0 : ROW_CHUNK;
-                unpack(s, i, co * d->row_len + tap * ci + c0, n, q);
+                unpack(s, i, (co0 + co) * d->row_len + tap * ci + c0, n, q);
                 for (uint32_t k = 0; k < n; k++) {
                     const uint32_t c = c0 + k, at = ((tap * (cp / 4) + c / 4) * cop + co) * 4 + c % 4;
                     w[at] = (uint8_t)(split ? q[k] >> 1 : q[k]);
@@ -59,11 +59,12 @@ void fmpq_pack_forward(const fmpq_session *s, uint32_t i, uint8_t *w, uint8_t *l
             }
 }
 
-void fmpq_pack_backward(const fmpq_session *s, uint32_t i, const fmpq_geometry *t, uint8_t *w, uint8_t *low, int32_t *corr)
+void fmpq_pack_backward(const fmpq_session *s, uint32_t i, const fmpq_geometry *t, int32_t phase, uint32_t ci0, uint32_t n_ci, uint8_t *w,
+                        uint8_t *low, int32_t *corr)
 {
     const fmpq_record *r = &s->p->rec[i];
     const fmpq_derived *d = &s->d[i];
-    const uint32_t ci = r->cin, taps = (uint32_t)r->kh * r->kw, cip = fmpq_up(ci, 16), cot = (uint32_t)t->c;
+    const uint32_t ci = r->cin, taps = (uint32_t)r->kh * r->kw, cip = fmpq_up(n_ci, 16), cot = (uint32_t)t->c;
     const int split = s->layer[i].n > 7;
     uint32_t slot_of[FMPQ_MAX_TAPS], phase_of[FMPQ_MAX_TAPS], slots = 0;
     int16_t q[ROW_CHUNK];
@@ -75,20 +76,21 @@ void fmpq_pack_backward(const fmpq_session *s, uint32_t i, const fmpq_geometry *
         int32_t off[FMPQ_MAX_TAPS];
         uint8_t index[FMPQ_MAX_TAPS];
         const int32_t n = fmpq_taps_backward(r, t, ph / r->stride, ph % r->stride, off, index);
+        const int wanted = phase < 0 || phase == ph;
         for (int32_t k = 0; k < n; k++) {
-            slot_of[index[k]] = slots++;
-            phase_of[index[k]] = (uint32_t)ph;
+            slot_of[index[k]] = wanted ? slots++ : FMPQ_NONE;
+            phase_of[index[k]] = phase < 0 ? (uint32_t)ph : 0;
         }
     }
-    memset(corr, 0, (size_t)r->stride * r->stride * cip * 4u);
-    memset(w, 0, (size_t)taps * cot * cip);
+    memset(corr, 0, (phase < 0 ? (size_t)r->stride * r->stride : 1u) * cip * 4u);
+    memset(w, 0, (size_t)slots * cot * cip);
     if (split)
-        memset(low, 0, (size_t)taps * cot * cip);
+        memset(low, 0, (size_t)slots * cot * cip);
     for (uint32_t co = 0; co < r->cout; co++)
         for (uint32_t tap = 0; tap < taps; tap++)
-            for (uint32_t c0 = 0; c0 < ci; c0 += ROW_CHUNK) {
-                const uint32_t n = ci - c0 < ROW_CHUNK ? ci - c0 : ROW_CHUNK;
-                unpack(s, i, co * d->row_len + tap * ci + c0, n, q);
+            for (uint32_t c0 = 0; c0 < n_ci && slot_of[tap] != FMPQ_NONE; c0 += ROW_CHUNK) {
+                const uint32_t n = n_ci - c0 < ROW_CHUNK ? n_ci - c0 : ROW_CHUNK;
+                unpack(s, i, co * d->row_len + tap * ci + ci0 + c0, n, q);
                 const uint32_t at = ((slot_of[tap] * (cot / 4) + co / 4) * cip + c0) * 4 + co % 4;
                 int32_t *sum = corr + phase_of[tap] * cip + c0;
                 for (uint32_t k = 0; k < n; k++)

@@ -1,10 +1,12 @@
 /* The session: its arena, its weights, and the order of a step. */
 #include "internal.h"
 
+_Static_assert(sizeof(fmpq_session) <= FMPQ_SESSION_ROOM, "raise FMPQ_SESSION_ROOM to the 64-bit size of fmpq_session");
+
 /* The tables lie behind the session's structure, the first thing in the arena. */
 static void fmpq_tables(fmpq_session *s, uint32_t n)
 {
-    uint8_t *at = (uint8_t *)s + fmpq_up(sizeof(*s), 8);
+    uint8_t *at = (uint8_t *)s + FMPQ_SESSION_ROOM;
     s->slot = (fmpq_slots *)(void *)at;
     at += fmpq_up(n * (uint32_t)sizeof(fmpq_slots), 8);
     s->d = (fmpq_derived *)(void *)at;
@@ -16,7 +18,7 @@ static void fmpq_tables(fmpq_session *s, uint32_t n)
 
 uint32_t fmpq_tables_size(uint32_t n)
 {
-    return fmpq_up(sizeof(fmpq_session), 8) + fmpq_up(n * (uint32_t)sizeof(fmpq_slots), 8) + fmpq_up(n * (uint32_t)sizeof(fmpq_derived), 8) +
+    return FMPQ_SESSION_ROOM + fmpq_up(n * (uint32_t)sizeof(fmpq_slots), 8) + fmpq_up(n * (uint32_t)sizeof(fmpq_derived), 8) +
            fmpq_up(n * (uint32_t)sizeof(fmpq_layer), 8) + (n + 1) * (uint32_t)sizeof(fmpq_tensor_error);
 }
 
@@ -230,8 +232,14 @@ static void backward(fmpq_session *s)
             break;
         case FMPQ_CONV:
             fmpq_backward_error(s, r);
-            fmpq_backward_input(s, r);
-            fmpq_backward_weight(s, r);
+            if (s->d[r].in_place) {
+                fmpq_pack_before_update(s, r);
+                fmpq_backward_weight(s, r);
+                fmpq_backward_input(s, r);
+            } else {
+                fmpq_backward_input(s, r);
+                fmpq_backward_weight(s, r);
+            }
             break;
         default:
             fmpq_backward_pool(s, r);

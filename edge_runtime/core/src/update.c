@@ -33,11 +33,11 @@ static int64_t lasso_of(const int32_t *table, int32_t q)
     return q < 0 ? -sum : sum;
 }
 
-void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, int32_t *u, int16_t *q, const int32_t *lasso)
+void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, uint32_t off, uint32_t len, int32_t *u, int16_t *q, const int32_t *lasso)
 {
     const fmpq_layer *l = &s->layer[r];
     const fmpq_derived *d = &s->d[r];
-    const uint32_t len = d->row_len, first = row * len;
+    const uint32_t first = row * d->row_len + off;
     const int planes = l->n + l->g;
     uint8_t *where = s->base + s->slot[r].planes;
     const fmpq_fx decay = fmpq_fx_scale(fmpq_fx_mul(s->hyper->lr, s->hyper->decay), 24);

@@ -8,46 +8,41 @@ typedef struct weight_pass {
     fmpq_geometry tile;
     uint8_t *work;
     uint32_t row0, rows, cells;
+    uint32_t tap0, taps; /* taps of the tile in work */
     int32_t plane, planar_row;
     int32_t tap_off[FMPQ_MAX_TAPS];
 } weight_pass;
 
-static void to_weights(void *arg, uint32_t sample, uint32_t worker)
+/* rows [y0, y0 + rows) of the output, whose padded input is in the tile */
+static void strip_of(const weight_pass *f, uint8_t *mine, const int8_t *e, int32_t rows, int32_t tile_rows)
 {
-    const weight_pass *f = arg;
-    fmpq_session *s = f->s;
+    const fmpq_session *s = f->s;
     const fmpq_record *r = &s->p->rec[f->r];
     const fmpq_derived *d = &s->d[f->r];
-    uint8_t *mine = f->work + f->w.thread0 + worker * f->w.thread_size;
-    uint8_t *tile = mine + f->w.tile;
+    const uint8_t *tile = mine + f->w.tile;
     int32_t *g = (int32_t *)(void *)(mine + f->w.g);
     int32_t *sums = (int32_t *)(void *)(mine + f->w.sums);
-    const int8_t *e = (const int8_t *)(s->base + s->slot[f->r].xhat) + (size_t)sample * d->out_size;
+    fmpq_dw job;
     if (d->gs)
         memset(g, 0, f->cells * 4u);
-    if (r->input)
-        fmpq_act_tile(s, f->r, sample, &f->tile, tile, mine + f->w.stream);
-    else
-        fmpq_input_tile(s, r, sample, &f->tile, tile);
     if (r->groups > 1) {
-        fmpq_grouped_weight(r, tile, &f->tile, e, g);
-        for (int32_t p = 0; p < r->h_out * r->w_out; p++)
+        fmpq_grouped_weight(r, rows, tile, &f->tile, e, g);
+        for (int32_t p = 0; p < rows * r->w_out; p++)
             for (int32_t c = 0; c < r->cout; c++)
                 sums[c] += e[p * r->cout + c];
     } else {
-        fmpq_dw job;
-        s->k->planar(tile, mine + f->w.planar, f->tile.rows, f->tile.cols, f->tile.cols * f->tile.c, f->tile.c << 16 | r->cin, f->plane,
+        s->k->planar(tile, mine + f->w.planar, tile_rows, f->tile.cols, f->tile.cols * f->tile.c, f->tile.c << 16 | r->cin, f->plane,
                      f->planar_row, r->stride);
-        s->k->interleave(e + f->row0, (int8_t *)(mine + f->w.e4), r->h_out, r->w_out, r->cout, (int32_t)f->rows, sums + f->row0);
+        s->k->interleave(e + f->row0, (int8_t *)(mine + f->w.e4), rows, r->w_out, r->cout, (int32_t)f->rows, sums + f->row0);
         job.a = mine + f->w.planar;
         job.e = (const int8_t *)(mine + f->w.e4);
         job.g = g;
-        job.tap_off = f->tap_off;
-        job.taps = r->kh * r->kw;
+        job.tap_off = f->tap_off + f->tap0;
+        job.taps = (int32_t)f->taps;
         job.ci = r->cin;
         job.plane = f->plane;
         job.a_row = f->planar_row * r->stride * r->stride;
-        job.rows = r->h_out;
+        job.rows = rows;
         job.cols4 = (r->w_out + 3) / 4;
         job.cop = (int32_t)fmpq_up(f->rows, 16);
         job.cb0 = 0;
@@ -62,15 +57,35 @@ static void to_weights(void *arg, uint32_t sample, uint32_t worker)
     }
 }
 
-/* gradient of row `row` (relative to the tile) into u: G' = rshift(G - zero * sum of errors, gs) */
+static void to_weights(void *arg, uint32_t sample, uint32_t worker)
+{
+    const weight_pass *f = arg;
+    const fmpq_session *s = f->s;
+    const fmpq_record *r = &s->p->rec[f->r];
+    const fmpq_derived *d = &s->d[f->r];
+    uint8_t *mine = f->work + f->w.thread0 + worker * f->w.thread_size;
+    const int8_t *e = (const int8_t *)(s->base + s->slot[f->r].xhat) + (size_t)sample * d->out_size;
+    fmpq_window win = {0, 0, 0, 0};
+    for (int32_t y0 = 0; y0 < r->h_out; y0 += d->strip) {
+        const int32_t rows = r->h_out - y0 < d->strip ? r->h_out - y0 : d->strip;
+        win.have = y0 && r->kh > r->stride ? r->kh - r->stride : 0;
+        win.before = win.rows;
+        win.from = y0 * r->stride;
+        win.rows = d->compact ? (rows - 1) * r->stride + r->kh : f->tile.rows;
+        fmpq_input_rows(s, f->r, sample, &f->tile, win, mine + f->w.tile, mine + f->w.stream);
+        strip_of(f, mine, e + y0 * r->w_out * r->cout, rows, win.rows);
+    }
+}
+
+/* gradient of the taps in work of row `row` (relative to the tile) into u: G' = rshift(G - zero * sum of errors, gs) */
 static void gather_row(const weight_pass *f, uint32_t row, int32_t *u)
 {
     const fmpq_session *s = f->s;
     const fmpq_record *r = &s->p->rec[f->r];
     const fmpq_derived *d = &s->d[f->r];
-    const uint32_t ci = (uint32_t)(r->cin / r->groups), taps = (uint32_t)r->kh * r->kw, co = f->row0 + row;
+    const uint32_t ci = (uint32_t)(r->cin / r->groups), taps = f->taps, co = f->row0 + row;
     const uint32_t step = r->groups > 1 ? 1 : 16;
-    const size_t first = r->groups > 1 ? (size_t)row * d->row_len : (size_t)(row / 16) * d->row_len * 16 + row % 16;
+    const size_t first = r->groups > 1 ? (size_t)row * d->row_len : (size_t)(row / 16) * taps * ci * 16 + row % 16;
     const uint8_t *mine = f->work + f->w.thread0;
     const int32_t *g = (const int32_t *)(const void *)(mine + f->w.g) + first;
     const int64_t *g64 = (const int64_t *)(const void *)(mine + f->w.g64) + first;
@@ -105,12 +120,39 @@ static void add_threads(const weight_pass *f)
     }
 }
 
+/* Gradient and update of the rows and taps in work. */
+static void one_tile(weight_pass *f, fmpq_fx mult, const int32_t *lasso)
+{
+    fmpq_session *s = f->s;
+    const fmpq_record *r = &s->p->rec[f->r];
+    const fmpq_derived *d = &s->d[f->r];
+    const uint32_t ci = (uint32_t)r->cin / r->groups, len = f->taps * ci;
+    int32_t *u = (int32_t *)(void *)(f->work + f->w.row_u);
+    int16_t *q = (int16_t *)(void *)(f->work + f->w.row_q);
+    f->cells = r->groups > 1 ? d->theta : fmpq_up(f->rows, 16) * len;
+    for (uint32_t t = 0; t < s->plan.threads; t++) {
+        uint8_t *mine = f->work + f->w.thread0 + t * f->w.thread_size;
+        memset(mine + f->w.g, 0, f->cells * 4u);
+        memset(mine + f->w.sums, 0, (uint32_t)d->cop * 4u);
+        if (d->gs)
+            memset(mine + f->w.g64, 0, f->cells * 8u);
+    }
+    fmpq_run(s, to_weights, f, s->count);
+    add_threads(f);
+    for (uint32_t row = 0; row < f->rows; row++) {
+        gather_row(f, row, u);
+        s->k->scale(u, u, (int32_t)len, mult);
+        fmpq_update_row(s, f->r, f->row0 + row, f->tap0 * ci, len, u, q, lasso);
+    }
+}
+
 void fmpq_backward_weight(fmpq_session *s, uint32_t i)
 {
     const fmpq_record *r = &s->p->rec[i];
     const fmpq_derived *d = &s->d[i];
     const fmpq_layer *l = &s->layer[i];
-    const uint32_t tile_rows = r->groups > 1 ? d->rows : d->tile_rows;
+    const uint32_t all_taps = (uint32_t)r->kh * r->kw;
+    const uint32_t tile_rows = r->groups > 1 ? d->rows : d->tile_rows, tile_taps = r->groups > 1 ? all_taps : d->tile_taps;
     weight_pass f;
     int32_t lasso[FMPQ_MAX_PLANES];
     fmpq_fx mult = s->hyper->lr;
@@ -121,7 +163,7 @@ void fmpq_backward_weight(fmpq_session *s, uint32_t i)
     f.tile = fmpq_tile_forward(r, d);
     f.work = s->base + s->slot[i].work_b2;
     f.planar_row = fmpq_planar_row(r);
-    f.plane = f.tile.rows * f.planar_row * r->stride;
+    f.plane = (d->compact ? (d->strip - 1) * r->stride + r->kh : f.tile.rows) * f.planar_row * r->stride;
     for (int32_t t = 0; t < r->kh * r->kw; t++) {
         const int32_t y = t / r->kw, x = t % r->kw;
         f.tap_off[t] = (y * r->stride + x % r->stride) * f.planar_row + x / r->stride;
@@ -130,24 +172,10 @@ void fmpq_backward_weight(fmpq_session *s, uint32_t i)
     mult = fmpq_fx_div(fmpq_fx_div(mult, fmpq_fx_mul(l->step, l->step)), fmpq_fx_norm(s->total_count, 0));
     mult = fmpq_fx_scale(mult, 24 + l->ey + d->gs);
     fmpq_lasso_table(s, i, lasso);
-    for (f.row0 = 0; f.row0 < d->rows; f.row0 += tile_rows) {
-        int32_t *u = (int32_t *)(void *)(f.work + f.w.row_u);
-        int16_t *q = (int16_t *)(void *)(f.work + f.w.row_q);
-        f.rows = d->rows - f.row0 < tile_rows ? d->rows - f.row0 : tile_rows;
-        f.cells = r->groups > 1 ? d->theta : fmpq_up(f.rows, 16) * d->row_len;
-        for (uint32_t t = 0; t < s->plan.threads; t++) {
-            uint8_t *mine = f.work + f.w.thread0 + t * f.w.thread_size;
-            memset(mine + f.w.g, 0, f.cells * 4u);
-            memset(mine + f.w.sums, 0, (uint32_t)d->cop * 4u);
-            if (d->gs)
-                memset(mine + f.w.g64, 0, f.cells * 8u);
+    for (f.row0 = 0; f.row0 < d->rows; f.row0 += tile_rows)
+        for (f.tap0 = 0; f.tap0 < all_taps; f.tap0 += tile_taps) {
+            f.rows = d->rows - f.row0 < tile_rows ? d->rows - f.row0 : tile_rows;
+            f.taps = all_taps - f.tap0 < tile_taps ? all_taps - f.tap0 : tile_taps;
+            one_tile(&f, mult, lasso);
         }
-        fmpq_run(s, to_weights, &f, s->count);
-        add_threads(&f);
-        for (uint32_t row = 0; row < f.rows; row++) {
-            gather_row(&f, row, u);
-            s->k->scale(u, u, (int32_t)d->row_len, mult);
-            fmpq_update_row(s, i, f.row0 + row, u, q, lasso);
-        }
-    }
 }
