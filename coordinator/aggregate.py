@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -138,34 +138,21 @@ class PartialSum:
         """round(n-bar) of eq. 15, per layer, within 1..8."""
         return [max(1, min(8, rdiv(total, self.weight))) for total in self.bits]
 
-    def finish(
-        self,
-        base: GlobalModel,
-        *,
-        pooled_variance: bool = False,
-        before: GlobalModel | None = None,
-        momentum_q15: int = 0,
-    ) -> GlobalModel:
+    def finish(self, base: GlobalModel, *, pooled_variance: bool = False) -> GlobalModel:
         """The next global model: the one division of eq. 15.
 
         Args:
             base: the round's global model; mode "changes" adds to it.
             pooled_variance: running variance of the pooled population (mean of variances plus variance of means)
                 instead of the mean of variances.
-            before: the global model of the round before, None in the first.
-            momentum_q15: server momentum in 2**-15: the weights also go on by this share of their last movement
-                (FedAvgM, Hsu et al. 2019). The movement is the difference of two models, so no other state is kept.
         """
         if self.clients == 0:
             return base
         layers = []
-        last = None if before is None or momentum_q15 == 0 else before.layers
-        for index, (total, old, squares) in enumerate(zip(self.layers, base.layers, self.squares, strict=True)):
+        for total, old, squares in zip(self.layers, base.layers, self.squares, strict=True):
             weights = rdiv_array(total.weights, self.weight)
             if self.mode == "changes":
                 weights = weights + old.weights
-            if last is not None:
-                weights = weights + shifted_array((old.weights - last[index].weights) * momentum_q15, -15)
             mean = [rdiv(value, self.weight) for value in total.mean]
             var = [rdiv(value, self.weight) for value in total.var]
             if pooled_variance:
@@ -218,6 +205,25 @@ class PartialSum:
             at += 120 * co
             layer.mean, layer.var, total.squares[index] = wide[:co], wide[co : 2 * co], wide[2 * co :]
         return total
+
+
+def go_on(merged: GlobalModel, base: GlobalModel, before: GlobalModel, momentum_q15: int) -> GlobalModel:
+    """Server momentum (FedAvgM, Hsu et al. 2019): the weights also repeat a share of their last movement.
+
+    The last movement is the difference of two global models, which are kept anyway: no other state.
+
+    Args:
+        merged: what the round's updates gave.
+        base: the round's global model.
+        before: the global model of the round before.
+        momentum_q15: the share in 2**-15, below 1.
+    """
+    limit = quantise.WEIGHT_LIMIT
+    layers = []
+    for new, now, old in zip(merged.layers, base.layers, before.layers, strict=True):
+        step = shifted_array((now.weights - old.weights) * momentum_q15, -15)
+        layers.append(replace(new, weights=np.clip(new.weights + step, -limit, limit)))
+    return GlobalModel(merged.layout, layers)
 
 
 def _le(values: I64) -> bytes:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from fedmpq.coordinator import aggregate, quarantine, robust, updates
+from fedmpq.coordinator import aggregate, partial, quarantine, robust, updates
 from fedmpq.coordinator.config import fx_of
 from fedmpq.coordinator.fixed import div, mul, norm
 from fedmpq.coordinator.global_model import GlobalLayer, GlobalModel, read_layer
@@ -213,22 +213,14 @@ def aggregate_round(run: RunState, row: Row) -> None:
     if run.config.robust != "none":
         _aggregate_robust(run, row)
         return
-    total = aggregate.PartialSum.zero(run.layout, "models" if run.config.aggregation == "models" else "changes")
-    for assignment in run.assignments(row["round"]):
-        if assignment["state"] == "accepted":
-            add_update(run, total, assignment, row)
-    config = run.config
-    before = None
-    if config.server_momentum_q15 and row["round"] > 1:
-        last = run.journal.row("SELECT base_model FROM rounds WHERE round=?", row["round"] - 1)
-        before = run.model(last["base_model"]) if last else None
-    merged = total.finish(
-        serving.model,
-        pooled_variance=config.pooled_variance,
-        before=before,
-        momentum_q15=config.server_momentum_q15,
-    )
-    model = run.blobs.put(merged.to_bytes())
+    given = partial.RoundInput(run.program, run.blobs.get(row["base_model"]), run.config, row["round"])
+    accepted = [a for a in run.assignments(row["round"]) if a["state"] == "accepted"]
+    if run.sums is None:
+        total = partial.add_all(run.layout, serving, given, (update_input(run, a) for a in accepted))
+    else:
+        total = run.sums(given, (update_input(run, a) for a in accepted), len(accepted))
+    merged = total.finish(serving.model, pooled_variance=run.config.pooled_variance)
+    model = run.blobs.put(_with_momentum(run, row, merged).to_bytes())
     with run.journal.transaction("aggregate") as journal:
         journal.set_fields(
             "rounds",
@@ -244,12 +236,21 @@ def _aggregate_robust(run: RunState, row: Row) -> None:
     accepted = [a for a in run.assignments(row["round"]) if a["state"] == "accepted"]
     contributions = [stored_update(run, assignment, row) for assignment in accepted]
     merged = robust.merge(config.robust, config.trim_percent, config.aggregation, serving.model, contributions)
-    model = run.blobs.put(merged.to_bytes())
+    model = run.blobs.put(_with_momentum(run, row, merged).to_bytes())
     bits = robust.mean_bits(contributions)
     with run.journal.transaction("aggregate") as journal:
         fields = {"phase": "adjust", "next_model": model, "next_bits": bits}
         journal.set_fields("rounds", {"round": row["round"]}, fields)
         journal.event(run.clock(), "aggregated", row["round"], detail=f"{len(accepted)} updates -> {model[:12]}")
+
+
+def _with_momentum(run: RunState, row: Row, merged: GlobalModel) -> GlobalModel:
+    """The merged model after server momentum, from the second round on."""
+    share = run.config.server_momentum_q15
+    last = run.journal.row("SELECT base_model FROM rounds WHERE round=?", row["round"] - 1) if share else None
+    if last is None:
+        return merged
+    return aggregate.go_on(merged, run.serving(row).model, run.model(last["base_model"]), share)
 
 
 def stored_update(run: RunState, assignment: Row, row: Row) -> robust.Contribution:
@@ -269,16 +270,10 @@ def stored_update(run: RunState, assignment: Row, row: Row) -> robust.Contributi
     return robust.Contribution(assignment["weight"], bits, steps, layer)
 
 
-def add_update(run: RunState, total: aggregate.PartialSum, assignment: Row, row: Row) -> None:
-    """Counts one stored update in a partial sum."""
-    serving = run.serving(row)
-    manifest = protocol.decode(topics.UPDATE, assignment["manifest"])
-    assert isinstance(manifest, protocol.Update)
-    blobs = updates.unpack_file(run.layout, manifest.layers, run.blobs.get(assignment["pack"]))
-    contents = updates.read_contents(run.layout, manifest.layers, blobs.__getitem__)
-    end = updates.to_global(run.layout, contents, run.config.act_bits)
-    start = [serving.start(index, n) for index, n in enumerate(ints(assignment["bits"]))]
-    total.add(assignment["weight"], [layer.bits for layer in manifest.layers], end, start)
+def update_input(run: RunState, assignment: Row) -> partial.UpdateInput:
+    """One stored update as a worker takes it."""
+    bits, weight = ints(assignment["bits"]), assignment["weight"]
+    return partial.UpdateInput(assignment["manifest"], run.blobs.get(assignment["pack"]), weight, bits)
 
 
 def adjust(run: RunState, row: Row) -> None:

@@ -108,6 +108,26 @@ def test_pooled_variance_is_that_of_the_pooled_population() -> None:
         assert np.allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("mode", ["models", "changes"])
+def test_server_momentum_repeats_a_share_of_the_last_movement(mode: aggregate.Mode) -> None:
+    before = first_model(seed=5)
+    plain = reference(mode).finish(BASE)
+    moved = aggregate.go_on(plain, BASE, before, 1 << 14)
+    for old, base, without, layer in zip(before.layers, BASE.layers, plain.layers, moved.layers, strict=True):
+        step = (base.weights - old.weights).astype(float) / 2
+        assert np.abs((layer.weights - without.weights) - step).max() <= 0.5
+        assert np.array_equal(layer.gamma, without.gamma)
+    assert aggregate.go_on(plain, BASE, before, 0).to_bytes() == plain.to_bytes()
+    # The largest movement there is neither overflows nor leaves the range of a weight.
+    limit = aggregate.quantise.WEIGHT_LIMIT
+    low, high = first_model(), first_model()
+    for layer in low.layers:
+        layer.weights[:] = -limit
+    for layer in high.layers:
+        layer.weights[:] = limit
+    assert all(int(layer.weights.max()) == limit for layer in aggregate.go_on(high, high, low, 32767).layers)
+
+
 @given(weights=st.lists(st.integers(1, 2**40), min_size=1, max_size=300))
 @settings(deadline=None)
 def test_weights_of_any_size_are_shifted_under_the_bound(weights: list[int]) -> None:

@@ -47,7 +47,7 @@ def test_uniform_is_aqfl_and_eight_is_fpq8() -> None:
 
 
 @given(
-    name=st.sampled_from(["literal", "even", "noise", "balanced", "uniform"]),
+    name=st.sampled_from(["literal", "even", "noise", "balanced", "walk", "uniform"]),
     mean=st.lists(st.integers(0, 9), min_size=4, max_size=4),
     budget16=st.integers(16, 128),
     noise=st.lists(st.integers(1, 1000), min_size=4, max_size=4),
@@ -73,6 +73,23 @@ def test_noise_spends_bits_where_they_remove_most() -> None:
     assert bits[2] > bits[1]
     with pytest.raises(ConfigError):
         policy.noise(situation([4] * 4, 3))
+
+
+def test_training_noise_gives_small_layers_more_than_the_error_of_rounding_does() -> None:
+    thetas = (400,) * 8 + (1600,) * 8
+    steps = [[(1 << 32) >> n for n in range(9)] for _ in thetas]
+    errors = [[(1 << 32) >> (2 * n) for n in range(9)] for _ in thetas]
+    walk = policy.walk(Situation(thetas, [4] * 16, 4 * 16, (), steps))
+    balanced = policy.balanced(Situation(thetas, [4] * 16, 4 * 16, (), errors))
+    # A quarter of the weights is worth two bits against one, up to rounding.
+    more = [sum(bits[:8]) / 8 - sum(bits[8:]) / 8 for bits in (walk, balanced)]
+    assert more == [pytest.approx(2, abs=0.6), pytest.approx(1, abs=0.6)]
+
+
+def test_step_table_halves_with_every_bit_of_max_scales() -> None:
+    for row in first_model().step_table("max"):
+        assert all(left > right for left, right in pairwise(row))
+        assert row[3] / row[7] == pytest.approx(127 / 7, rel=1e-6)
 
 
 def test_unknown_policy_lists_the_names() -> None:

@@ -71,6 +71,17 @@ def test_an_interrupted_simulation_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert result(simulation(tmp_path / "stopped", rounds=3)) == whole
 
 
+def test_server_momentum_and_the_policy_of_training_noise_take_part(tmp_path: Path) -> None:
+    plain, moved, walk = (
+        result(simulation(tmp_path / name, rounds=2, **values))
+        for name, values in (("plain", {}), ("moved", {"server_momentum_q15": 1 << 14}), ("walk", {"policy": "walk"}))
+    )
+    assert len({plain, moved, walk}) == 3
+    # Nothing has moved before the first round.
+    first = {result(simulation(tmp_path / f"first-{q15}", rounds=1, server_momentum_q15=q15)) for q15 in (0, 1 << 14)}
+    assert len(first) == 1
+
+
 def test_a_resumed_run_with_another_configuration_names_the_key(tmp_path: Path) -> None:
     result(simulation(tmp_path, rounds=1))
     with pytest.raises(ConfigError, match="epochs = 1, not 2"):
