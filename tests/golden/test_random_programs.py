@@ -22,7 +22,7 @@ def _network(rng: np.random.Generator) -> programs.Builder:
     x = _conv(net, rng, "conv0", 0)
     for i in range(1, int(rng.integers(2, 7))):
         kinds = ["conv", "residual", "projection", "concat", "option_a", "max", "avg"]
-        kind = rng.choice(kinds, p=[0.4, 0.2, 0.15, 0.0, 0.1, 0.075, 0.075])
+        kind = rng.choice(kinds, p=[0.25, 0.2, 0.15, 0.15, 0.1, 0.075, 0.075])
         height, width, channels = net.shapes[x]
         if kind == "residual":
             inner = _conv(net, rng, f"inner{i}", x, stride=1, same=True)

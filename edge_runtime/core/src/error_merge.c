@@ -72,22 +72,44 @@ static void merge_option_a(fmpq_session *s, uint32_t t, uint32_t i)
     a->ex = xo;
 }
 
-/* Record i's e_in holds its error to `input` with (ex, mx): make it, or merge it into, the error of that tensor. */
-void fmpq_contribute_input(fmpq_session *s, uint32_t i, int32_t ex, int32_t mx)
+/* A buffer of `size` elements holds an error to a tensor with (ex, mx): make it, or merge it into, that tensor's error. */
+static void contribute(fmpq_session *s, uint32_t tensor, uint32_t offset, int merges, int32_t ex, int32_t mx, uint32_t size)
 {
-    const fmpq_record *r = &s->p->rec[i];
-    fmpq_tensor_error *t = &s->err[r->input];
-    const uint32_t size = s->count * s->d[i].in_size;
-    if (s->slot[i].e_in_merges == 1) {
-        merge_same(s, r->input, s->slot[i].e_in, ex, mx, size);
+    fmpq_tensor_error *t = &s->err[tensor];
+    if (merges == 1) {
+        merge_same(s, tensor, offset, ex, mx, size);
         return;
     }
-    t->offset = s->slot[i].e_in;
+    t->offset = offset;
     t->ex = ex;
     t->mx = mx;
-    if (s->slot[i].e_in_merges == 2) {
-        merge_option_a(s, r->input, t->pending);
+    if (merges == 2) {
+        merge_option_a(s, tensor, t->pending);
         t->pending = FMPQ_NO_TENSOR;
+    }
+}
+
+void fmpq_contribute_input(fmpq_session *s, uint32_t i, int32_t ex, int32_t mx)
+{
+    contribute(s, s->p->rec[i].input, s->slot[i].e_in, s->slot[i].e_in_merges, ex, mx, s->count * s->d[i].in_size);
+}
+
+/* The error of a concatenation, channel by channel, to the tensors it joins. */
+void fmpq_backward_concat(fmpq_session *s, uint32_t i)
+{
+    const fmpq_record *r = &s->p->rec[i];
+    const fmpq_tensor_error *e = &s->err[i + 1];
+    const int16_t *from = (const int16_t *)(const void *)(s->base + e->offset);
+    const uint32_t positions = s->count * r->h_out * r->w_out;
+    uint32_t first = 0;
+    for (int part = 0; part < 2; part++) {
+        const uint32_t tensor = part ? r->skip : r->input, c = s->p->rec[tensor - 1].cout;
+        const uint32_t offset = part ? s->slot[i].xhat : s->slot[i].e_in;
+        int16_t *to = (int16_t *)(void *)(s->base + offset);
+        for (uint32_t k = 0; k < positions; k++)
+            memcpy(to + k * c, from + k * r->cout + first, c * 2u);
+        contribute(s, tensor, offset, part ? s->slot[i].skip_merges : s->slot[i].e_in_merges, e->ex, s->k->max16(to, positions * c), positions * c);
+        first += c;
     }
 }
 

@@ -13,13 +13,13 @@ typedef struct fmpq_slots {
     /* state */
     uint32_t planes, params, velocity, velocity_exp, velocity_bn, sums, sums_bn, coef;
     /* step */
-    uint32_t xhat, y16, stream;
+    uint32_t xhat, y16, stream;      /* xhat of a concatenation: error to its second tensor before merging */
     uint32_t e_out, e_in;            /* error of the output; error to the main input before merging */
     uint32_t work_f, work_b0, work_b1, work_b2;
     uint32_t pack_b;                 /* weights of the error pass to the input, packed before the weights change; FMPQ_NONE: packed there */
     uint8_t stream_in_backward;      /* the stream buffer is still alive in the backward pass */
     uint8_t e_in_merges;             /* 1: e_in merges into the error of the input tensor, which exists; 2: a pending option-A error merges into e_in */
-    uint8_t skip_merges;             /* 1: the skip's error exists: e_out merges into it; 0: e_out becomes it, or waits (option A) */
+    uint8_t skip_merges;             /* 1: the skip's error exists: e_out merges into it; 0: e_out becomes it, or waits (option A); of a concatenation as e_in_merges */
     uint8_t refill;                  /* the stream buffer of the backward pass is filled again before the error pass of record refill - 1; 0: never */
     uint32_t again;                  /* that buffer */
     uint8_t refilled;                /* it is filled now */
@@ -159,6 +159,7 @@ void fmpq_backward_classifier(fmpq_session *s, uint32_t r);
 void fmpq_contribute_input(fmpq_session *s, uint32_t i, int32_t ex, int32_t mx);
 void fmpq_contribute_skip(fmpq_session *s, uint32_t i);
 void fmpq_backward_pool(fmpq_session *s, uint32_t r);
+void fmpq_backward_concat(fmpq_session *s, uint32_t r);
 void fmpq_backward_error(fmpq_session *s, uint32_t r);
 void fmpq_backward_input(fmpq_session *s, uint32_t r);
 void fmpq_pack_before_update(fmpq_session *s, uint32_t r); /* for records that work in place */

@@ -163,6 +163,22 @@ static uint16_t add_error(const fmpq_program *p, const fmpq_plan *plan, scratch 
     return add(s, bytes, op, op, FMPQ_BUF_ERROR, r);
 }
 
+/* Buffer `id` holds an error to tensor t at op `op`: 0 it becomes the tensor's, 1 it merges into that, 2 a pending one merges into it. */
+static uint8_t take_error(const fmpq_program *p, scratch *s, uint32_t t, uint16_t id, uint32_t op)
+{
+    const uint16_t waits = s->pending[t];
+    if (s->tensor_buf[t] != NO_BUF) {
+        extend(s, s->tensor_buf[t], op);
+        return 1;
+    }
+    s->tensor_buf[t] = id;
+    if (waits == NO_BUF)
+        return 0;
+    extend_carried(p, s, waits, s->id_eout[waits], op);
+    s->pending[t] = NO_BUF;
+    return 2;
+}
+
 /* Error buffers, walked in the order of the backward pass. */
 static int plan_errors(const fmpq_program *p, const fmpq_plan *plan, scratch *s)
 {
@@ -183,19 +199,12 @@ static int plan_errors(const fmpq_program *p, const fmpq_plan *plan, scratch *s)
         }
         if (x->input) {
             s->id_ein[r] = add_error(p, plan, s, r);
-            if (s->tensor_buf[x->input] != NO_BUF) {
-                sl->e_in_merges = 1;
-                extend(s, s->tensor_buf[x->input], to_input);
-            } else {
-                s->tensor_buf[x->input] = s->id_ein[r];
-                if (s->pending[x->input] != NO_BUF) {
-                    sl->e_in_merges = 2;
-                    extend_carried(p, s, s->pending[x->input], s->id_eout[s->pending[x->input]], to_input);
-                    s->pending[x->input] = NO_BUF;
-                }
-            }
+            sl->e_in_merges = take_error(p, s, x->input, s->id_ein[r], to_input);
         }
-        if (x->skip_kind != FMPQ_SKIP_NONE) {
+        if (x->kind == FMPQ_CONCAT) {
+            s->id_xhat[r] = add(s, (uint64_t)plan->batch * s->d[x->skip - 1].out_size * 2, to_input, to_input, FMPQ_BUF_ERROR, r);
+            sl->skip_merges = take_error(p, s, x->skip, s->id_xhat[r], to_input);
+        } else if (x->skip_kind != FMPQ_SKIP_NONE) {
             extend_carried(p, s, r, out, to_input);
             if (s->tensor_buf[x->skip] != NO_BUF) {
                 sl->skip_merges = 1;
@@ -268,7 +277,7 @@ static void plan_buffers(const fmpq_program *p, const fmpq_plan *plan, scratch *
             fmpq_work_input w;
             s->id_pack[r] = add(s, fmpq_plan_pack(plan, x, d, r, &w), back + 1, back + 2, FMPQ_BUF_WORK, r);
         }
-        if (x->skip_kind != FMPQ_SKIP_NONE) {
+        if (x->kind == FMPQ_CONV && x->skip_kind != FMPQ_SKIP_NONE) {
             uint32_t last = last_reader(p, r + 1);
             if (!plan->recompute) {
                 last = back;

@@ -87,7 +87,7 @@ static int check_record(const fmpq_program *p, uint32_t i)
 {
     const fmpq_record *r = &p->rec[i];
     uint32_t h = p->in_h, w = p->in_w, c = p->in_c;
-    if (r->kind < FMPQ_CONV || r->kind > FMPQ_CLASSIFIER || r->flags > (r->kind == FMPQ_CONV ? FMPQ_LINEAR | FMPQ_BIASED : 0) || r->t_out > 6 ||
+    if (r->kind < FMPQ_CONV || r->kind > FMPQ_CONCAT || r->flags > (r->kind == FMPQ_CONV ? FMPQ_LINEAR | FMPQ_BIASED : 0) || r->t_out > 6 ||
         r->name[31] != 0)
         return FMPQ_E_PROGRAM_KIND;
     if (r->input > i)

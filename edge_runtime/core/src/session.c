@@ -241,6 +241,9 @@ static void backward(fmpq_session *s)
                 fmpq_backward_weight(s, r);
             }
             break;
+        case FMPQ_CONCAT:
+            fmpq_backward_concat(s, r);
+            break;
         default:
             fmpq_backward_pool(s, r);
         }

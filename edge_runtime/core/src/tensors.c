@@ -38,6 +38,11 @@ static uint32_t room_of(const fmpq_program *p, uint32_t t, uint32_t rows, int ke
         if (sum && kept && !make)
             break;
         room = before + size > room ? before + size : room;
+        if (r->kind == FMPQ_CONCAT) {
+            const uint32_t a = room_of(p, r->input, rows, kept, 0), b = room_of(p, r->skip, rows, kept, 0);
+            before += fmpq_up(size, FMPQ_ALIGN) + (a > b ? a : b);
+            return before > room ? before : room;
+        }
         if (r->kind == FMPQ_CONV && !sum)
             break;
         if (!sum || (r->skip_kind == FMPQ_SKIP_OPTION_A && !shrinks_in_place(p, r)))
@@ -106,12 +111,28 @@ static const uint8_t *pool_of(const fmpq_session *s, const fmpq_record *r, uint3
     return out;
 }
 
+/* rows of tensor t as channels `first` on of concatenation r */
+static void place(const fmpq_session *s, const fmpq_record *r, uint32_t t, uint32_t first, uint32_t sample, uint32_t y, uint32_t rows, uint8_t *out)
+{
+    const uint32_t c = s->p->rec[t - 1].cout;
+    const int32_t shift = r->t_out - s->p->rec[t - 1].t_out, zero = fmpq_zero(s->p, t);
+    const uint8_t *in = fmpq_tensor_rows(s, t, sample, y, rows, out + fmpq_up(rows * r->w_out * r->cout, FMPQ_ALIGN));
+    for (uint32_t k = 0; k < rows * r->w_out; k++)
+        for (uint32_t i = 0; i < c; i++)
+            out[k * r->cout + first + i] = (uint8_t)(fmpq_rshift64(in[k * c + i] - zero, shift) + zero);
+}
+
 const uint8_t *fmpq_tensor_rows(const fmpq_session *s, uint32_t t, uint32_t sample, uint32_t y, uint32_t rows, uint8_t *out)
 {
     const uint32_t i = t - 1;
     const fmpq_record *r = &s->p->rec[i];
     const fmpq_slots *sl = &s->slot[i];
     const size_t at = (size_t)sample * s->d[i].out_size + (size_t)y * r->w_out * r->cout;
+    if (r->kind == FMPQ_CONCAT) {
+        place(s, r, r->input, 0, sample, y, rows, out);
+        place(s, r, r->skip, s->p->rec[r->input - 1].cout, sample, y, rows, out);
+        return out;
+    }
     if (r->kind != FMPQ_CONV)
         return pool_of(s, r, sample, y, rows, out);
     if (sl->stream != FMPQ_NONE && (!s->backward || sl->stream_in_backward))

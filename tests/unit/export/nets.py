@@ -260,6 +260,8 @@ NETS = [
     ("plain_mlp", plain_mlp, (3, 8, 8), 10),
     ("projected", projected, (3, 20, 20), 7),
     ("mobilenet_v2", mobilenet_v2, (3, 16, 16), 5),
+    ("squeezenet", squeezenet, (3, 17, 17), 6),
+    ("dense", Dense, (3, 12, 12), 4),
     ("pre_activation", PreActivation, (3, 12, 12), 4),
     ("sums", Sums, (3, 10, 10), 4),
     ("vgg", vgg, (3, 16, 16), 10),
