@@ -38,6 +38,7 @@ typedef struct fmpq_derived {
     uint16_t strip, strip_in, strip_out; /* output rows of a forward or gradient strip; input rows of an error strip; rows of the output's own passes */
     uint16_t block_f, block_b;           /* output channels packed at a time, forward; input channels, backward */
     uint8_t compact, in_place;           /* a batch of one; the error to the input grows over e8, after the weight gradient */
+    uint8_t planar_once;                 /* the gradient's tiles share one planar copy of the whole input */
 } fmpq_derived;
 
 typedef struct fmpq_tensor_error {

@@ -13,28 +13,34 @@ typedef struct weight_pass {
     int32_t tap_off[FMPQ_MAX_TAPS];
 } weight_pass;
 
-/* rows [y0, y0 + rows) of the output, whose padded input is in the tile */
-static void strip_of(const weight_pass *f, uint8_t *mine, const int8_t *e, int32_t rows, int32_t tile_rows)
+/* The padded input's rows in the tile from row `skip` on, channel by channel, to where row `row` of the planes lies. */
+static void to_planes(const weight_pass *f, uint8_t *mine, int32_t skip, int32_t rows, int32_t row)
+{
+    const fmpq_record *r = &f->s->p->rec[f->r];
+    const int32_t tile_row = f->tile.cols * f->tile.c;
+    f->s->k->planar(mine + f->w.tile + skip * tile_row, mine + f->w.planar + row * f->planar_row * r->stride, rows - skip, f->tile.cols, tile_row,
+                    f->tile.c << 16 | r->cin, f->plane, f->planar_row, r->stride);
+}
+
+/* `rows` rows of the output; their padded input starts at row `row` of the planes (or of the tile, for grouped convolutions) */
+static void strip_of(const weight_pass *f, uint8_t *mine, const int8_t *e, int32_t rows, int32_t row)
 {
     const fmpq_session *s = f->s;
     const fmpq_record *r = &s->p->rec[f->r];
     const fmpq_derived *d = &s->d[f->r];
-    const uint8_t *tile = mine + f->w.tile;
     int32_t *g = (int32_t *)(void *)(mine + f->w.g);
     int32_t *sums = (int32_t *)(void *)(mine + f->w.sums);
     fmpq_dw job;
     if (d->gs)
         memset(g, 0, f->cells * 4u);
     if (r->groups > 1) {
-        fmpq_grouped_weight(r, rows, tile, &f->tile, e, g);
+        fmpq_grouped_weight(r, rows, mine + f->w.tile, &f->tile, e, g);
         for (int32_t p = 0; p < rows * r->w_out; p++)
             for (int32_t c = 0; c < r->cout; c++)
                 sums[c] += e[p * r->cout + c];
     } else {
-        s->k->planar(tile, mine + f->w.planar, tile_rows, f->tile.cols, f->tile.cols * f->tile.c, f->tile.c << 16 | r->cin, f->plane,
-                     f->planar_row, r->stride);
         s->k->interleave(e + f->row0, (int8_t *)(mine + f->w.e4), rows, r->w_out, r->cout, (int32_t)f->rows, sums + f->row0);
-        job.a = mine + f->w.planar;
+        job.a = mine + f->w.planar + row * f->planar_row * r->stride;
         job.e = (const int8_t *)(mine + f->w.e4);
         job.g = g;
         job.tap_off = f->tap_off + f->tap0;
@@ -57,9 +63,11 @@ static void strip_of(const weight_pass *f, uint8_t *mine, const int8_t *e, int32
     }
 }
 
-static void to_weights(void *arg, uint32_t sample, uint32_t worker)
+enum { PLANES_ONLY, GRADIENT };
+
+/* One sample, strip by strip: its input as planes, their products with its errors. */
+static void sample_of(const weight_pass *f, uint32_t sample, uint32_t worker, int what)
 {
-    const weight_pass *f = arg;
     const fmpq_session *s = f->s;
     const fmpq_record *r = &s->p->rec[f->r];
     const fmpq_derived *d = &s->d[f->r];
@@ -68,13 +76,25 @@ static void to_weights(void *arg, uint32_t sample, uint32_t worker)
     fmpq_window win = {0, 0, 0, 0};
     for (int32_t y0 = 0; y0 < r->h_out; y0 += d->strip) {
         const int32_t rows = r->h_out - y0 < d->strip ? r->h_out - y0 : d->strip;
-        win.have = y0 && r->kh > r->stride ? r->kh - r->stride : 0;
-        win.before = win.rows;
-        win.from = y0 * r->stride;
-        win.rows = d->compact ? (rows - 1) * r->stride + r->kh : f->tile.rows;
-        fmpq_input_rows(s, f->r, sample, &f->tile, win, mine + f->w.tile, mine + f->w.stream);
-        strip_of(f, mine, e + y0 * r->w_out * r->cout, rows, win.rows);
+        if (!d->planar_once || what == PLANES_ONLY) {
+            win.have = y0 && r->kh > r->stride ? r->kh - r->stride : 0;
+            win.before = win.rows;
+            win.from = y0 * r->stride;
+            win.rows = d->compact ? (rows - 1) * r->stride + r->kh : f->tile.rows;
+            fmpq_input_rows(s, f->r, sample, &f->tile, win, mine + f->w.tile, mine + f->w.stream);
+            if (d->planar_once)
+                to_planes(f, mine, win.have, win.rows, win.from + win.have);
+            else if (r->groups == 1)
+                to_planes(f, mine, 0, win.rows, 0);
+        }
+        if (what == GRADIENT)
+            strip_of(f, mine, e + y0 * r->w_out * r->cout, rows, d->planar_once ? y0 * r->stride : 0);
     }
+}
+
+static void to_weights(void *arg, uint32_t sample, uint32_t worker)
+{
+    sample_of(arg, sample, worker, GRADIENT);
 }
 
 /* gradient of the taps in work of row `row` (relative to the tile) into u: G' = rshift(G - zero * sum of errors, gs) */
@@ -163,7 +183,7 @@ void fmpq_backward_weight(fmpq_session *s, uint32_t i)
     f.tile = fmpq_tile_forward(r, d);
     f.work = s->base + s->slot[i].work_b2;
     f.planar_row = fmpq_planar_row(r);
-    f.plane = (d->compact ? (d->strip - 1) * r->stride + r->kh : f.tile.rows) * f.planar_row * r->stride;
+    f.plane = (d->compact && !d->planar_once ? (d->strip - 1) * r->stride + r->kh : f.tile.rows) * f.planar_row * r->stride;
     for (int32_t t = 0; t < r->kh * r->kw; t++) {
         const int32_t y = t / r->kw, x = t % r->kw;
         f.tap_off[t] = (y * r->stride + x % r->stride) * f.planar_row + x / r->stride;
@@ -172,6 +192,8 @@ void fmpq_backward_weight(fmpq_session *s, uint32_t i)
     mult = fmpq_fx_div(fmpq_fx_div(mult, fmpq_fx_mul(l->step, l->step)), fmpq_fx_norm(s->total_count, 0));
     mult = fmpq_fx_scale(mult, 24 + l->ey + d->gs);
     fmpq_lasso_table(s, i, lasso);
+    if (d->planar_once)
+        sample_of(&f, 0, 0, PLANES_ONLY);
     for (f.row0 = 0; f.row0 < d->rows; f.row0 += tile_rows)
         for (f.tap0 = 0; f.tap0 < all_taps; f.tap0 += tile_taps) {
             f.rows = d->rows - f.row0 < tile_rows ? d->rows - f.row0 : tile_rows;

@@ -232,6 +232,11 @@ fmpq_work_input fmpq_plan_input(const fmpq_program *p, const fmpq_plan *plan, co
     return w;
 }
 
+static uint64_t planar_bytes(const fmpq_record *r, const fmpq_geometry *t)
+{
+    return (uint64_t)t->rows * (uint32_t)fmpq_planar_row(r) * r->stride * r->cin + FMPQ_ALIGN;
+}
+
 fmpq_work_weight fmpq_plan_weight(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, uint32_t i)
 {
     const fmpq_record *r = &p->rec[i];
@@ -254,15 +259,22 @@ fmpq_work_weight fmpq_plan_weight(const fmpq_program *p, const fmpq_plan *plan, 
         w.g = take(&th, cells * 4u);
         w.g64 = take(&th, d[i].gs ? cells * 8u : 0);
         w.sums = take(&th, (uint32_t)d[i].cop * 4u);
+        if (d[i].planar_once)
+            w.planar = take(&th, planar_bytes(r, &t));
         w.tile = take(&th, (uint64_t)rows * (uint32_t)t.cols * (uint32_t)t.c + FMPQ_ALIGN);
         /* the activations are gone once the tile is made; planes and interleaved errors take their place */
         w.stream = th;
-        if (r->groups == 1) {
+        if (r->groups == 1 && !d[i].planar_once) {
             w.planar = take(&th, plane * r->cin + FMPQ_ALIGN);
             w.e4 = take(&th, (uint64_t)d[i].strip * cols4 * fmpq_up(d[i].tile_rows, 16));
         }
         if (th < w.stream + room)
             th = w.stream + room;
+        if (d[i].planar_once) { /* the tile is gone too */
+            uint32_t after = w.tile;
+            w.e4 = take(&after, (uint64_t)d[i].strip * cols4 * fmpq_up(d[i].tile_rows, 16));
+            th = th < after ? after : th;
+        }
     }
     w.thread_size = th;
     w.thread0 = take(&at, (uint64_t)plan->threads * th);
@@ -316,7 +328,7 @@ void fmpq_derive_strips(const fmpq_program *p, const fmpq_plan *plan, uint32_t i
     d->block_b = r->cin;
     d->tile_taps = (uint32_t)r->kh * r->kw;
     d->compact = plan->batch == 1;
-    d->in_place = 0;
+    d->in_place = d->planar_once = 0;
     if (!d->compact || r->kind != FMPQ_CONV)
         return;
     t = fmpq_tile_forward(r, d);
@@ -333,6 +345,8 @@ void fmpq_derive_strips(const fmpq_program *p, const fmpq_plan *plan, uint32_t i
         /* momentum needs whole rows: the exponent of its row is that of the row's largest value */
         while (!plan->momentum && d->tile_taps > 1 && d->tile_taps * ci * 64ull > gradient)
             d->tile_taps--;
+        t = fmpq_tile_forward(r, d);
+        d->planar_once = (d->tile_taps < (uint32_t)r->kh * r->kw || d->tile_rows < r->cout) && planar_bytes(r, &t) <= gradient;
     }
     /* worth it where e8 is larger than what packing everything before the weights change costs */
     if (r->input)
