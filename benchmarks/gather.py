@@ -86,7 +86,9 @@ def choices(paths: list[str], old: dict[str, Any]) -> dict[str, Any]:
             last = [row["accuracy"] for row in run["rounds"][-3:]]
             assert document["judged_on"] == "validation"
             method = {key: run["config"].get(key) for key in _METHOD}
-            runs.append({"name": name, "seed": document["seed"], "mean": sum(last) / len(last), "method": method})
+            length = f"{run['config']['rounds']} × {run['config']['epochs']}"
+            entry = {"name": name, "length": length, "seed": document["seed"], "mean": sum(last) / len(last)}
+            runs.append({**entry, "alpha": document["alpha"], "method": method})
     return {"command": old.get("command", []), "text": old.get("text", []), "runs": runs}
 
 

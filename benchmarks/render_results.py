@@ -45,15 +45,15 @@ named there is one run: differences of a point between methods are noise then.
 
 def render(folder: Path = RESULTS) -> str:
     """The whole page."""
-    demos = [json.loads(path.read_text()) for path in sorted(folder.glob("demo-*.json"))]
     sections = [
         ("centralised-cifar10.json", bars),
         ("federated-small.json", federated),
-        ("centralised.json", centralised),
         ("choices.json", choices),
+        ("demo-*.json", demo),
+        ("centralised.json", centralised),
     ]
-    parts = [page(json.loads((folder / name).read_text())) for name, page in sections if (folder / name).is_file()]
-    return "\n".join([HEAD, *parts[:2], *(demo(result) for result in demos), *parts[2:]]).rstrip() + "\n"
+    parts = [page(json.loads(path.read_text())) for name, page in sections for path in sorted(folder.glob(name))]
+    return "\n".join([HEAD, *parts]).rstrip() + "\n"
 
 
 #: Points below float training that are allowed: (bits, activation bits, guard planes) -> points.
@@ -162,7 +162,9 @@ def name_of(run: dict[str, Any]) -> str:
 
 def choices(result: dict[str, Any]) -> str:
     """Short runs on validation images that the defaults were chosen by."""
-    rows = [[run["name"], run["seed"], f"{run['mean']:.2f}"] for run in result["runs"]]
+    rows: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for run in result["runs"]:
+        rows.setdefault((run["length"], run["name"], run["alpha"]), []).append(run)
     lines = [
         "## How the defaults were chosen",
         "",
@@ -170,9 +172,19 @@ def choices(result: dict[str, Any]) -> str:
         "",
         *result["text"],
         "",
-        *table(["setting", "seed", "validation %"], rows),
+        *table(
+            ["rounds × epochs", "α", "setting", "seeds", "validation %", "each"],
+            [
+                [
+                    length, f"{alpha:g}", f"`{name}`", ", ".join(str(run["seed"]) for run in runs),
+                    f"{sum(run['mean'] for run in runs) / len(runs):.2f}",
+                    " / ".join(f"{run['mean']:.2f}" for run in runs) if len(runs) > 1 else "",
+                ]
+                for (length, name, alpha), runs in rows.items()
+            ],
+        ),
         "",
-    ]
+    ]  # fmt: skip
     return "\n".join(lines)
 
 

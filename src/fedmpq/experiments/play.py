@@ -105,11 +105,19 @@ def entry(cell: Cell, found: Mapping[str, Any], clients: int) -> dict[str, Any]:
 
 
 def draw(title: str, cells: Sequence[Cell], finished: Mapping[str, Mapping[str, Any]], out: Path) -> None:
-    """accuracy.png of all runs of the first seed; bits.png of those whose bits differ by layer."""
+    """Pictures of the runs of the first seed.
+
+    accuracy.png of all; bits.png of those whose bits differ by layer; epochs.png where the number of epochs differs.
+    """
     first = [cell for cell in cells if cell.setting.seed == cells[0].setting.seed]
     single = len({cell.column for cell in first}) == 1
     labels = {cell.name: cell.row if single else f"{cell.row}, {cell.column}" for cell in first}
     plots.accuracy(out / "accuracy.png", title, {labels[cell.name]: finished[cell.name]["rounds"] for cell in first})
+    epochs: dict[str, list[tuple[int, float]]] = {}
+    for cell in first:
+        epochs.setdefault(cell.row, []).append((cell.setting.epochs, finished[cell.name]["final_accuracy"]))
+    if len({cell.setting.epochs for cell in first}) > 1:
+        plots.by_epochs(out / "epochs.png", title, epochs)
     mixed = [cell for cell in first if plots.is_mixed(finished[cell.name])][:6]
     if mixed:
         names = [layer["name"] for layer in finished[mixed[0].name]["layers"]]

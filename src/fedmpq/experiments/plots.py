@@ -32,8 +32,31 @@ def accuracy(path: Path, title: str, curves: Mapping[str, Sequence[Mapping[str, 
         style = ("-", "--", ":")[index // len(_COLOURS) % 3]
         axes.plot(*zip(*points, strict=True), style, color=_COLOURS[index % len(_COLOURS)], label=label, lw=1.8)
     axes.set(xlabel="round", ylabel="accuracy, %", title=title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="lower right", ncols=1 if len(curves) < 9 else 2)
+    _save(plt, figure, path)
+
+
+def by_epochs(path: Path, title: str, series: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Final accuracy against the number of local epochs (Figure 2).
+
+    Args:
+        path: of the PNG.
+        title: above the picture.
+        series: (epochs, accuracy) by label.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for index, (label, points) in enumerate(series.items()):
+        axes.plot(*zip(*sorted(points), strict=True), "o-", color=_COLOURS[index % len(_COLOURS)], label=label, lw=1.8)
+    axes.set(xlabel="local epochs of a round", ylabel="accuracy, %", title=title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", loc="lower right")
     _save(plt, figure, path)
 
 

@@ -67,6 +67,11 @@ def test_plots_are_drawn(done: tuple[Path, dict[str, Any]]) -> None:
     assert result["cells"][0]["accuracy"] == [row["accuracy"] for row in found["rounds"]]
 
 
+def test_epochs_are_drawn_where_they_differ(tmp_path: Path) -> None:
+    plots.by_epochs(tmp_path / "epochs.png", "Figure 2", {"AQFL": [(2, 40.0), (1, 30.0)], "FedMPQ": [(1, 35.0)]})
+    assert (tmp_path / "epochs.png").stat().st_size > 1000
+
+
 def test_finished_runs_are_not_run_again(done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     out, result = done
     monkeypatch.setattr("fedmpq.experiments.play.run", None)
