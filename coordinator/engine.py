@@ -24,21 +24,26 @@ class Engine:
 
     Attributes:
         api: the engine's `Plan`, `LayerState`, `Hyper`.
+        device: what the torch engine computes on, "cuda" where there is one.
     """
 
     def __init__(self, name: str, program: bytes) -> None:
         self.name = name
         self.program = program
         self.api: Any
+        self.device = "cpu"
         if name == "core":
             from fedmpq.edge_runtime import core
 
             self.api = core
             self._parsed: Any = core.Program(program)
         elif name == "torch":
+            import torch
+
             from fedmpq.models import reference
 
             self.api = reference
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
             self._parsed = program
         else:
             raise ConfigError(f"unknown engine {name!r}", f"one of {', '.join(ENGINES)}")
@@ -49,5 +54,7 @@ class Engine:
 
     def session(self, settings: Settings, bits: Sequence[int]) -> Any:
         """A new session; its layers are not loaded yet."""
-        make = self.api.Session if self.name == "core" else self.api.ReferenceSession
-        return make(self._parsed, self.plan(settings, bits))
+        plan = self.plan(settings, bits)
+        if self.name == "core":
+            return self.api.Session(self._parsed, plan)
+        return self.api.ReferenceSession(self._parsed, plan, self.device)
