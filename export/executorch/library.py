@@ -65,7 +65,7 @@ def build() -> Path:
     key = hashlib.sha256(repr((version("executorch"), str(executorch), str(core), compiler, _FLAGS)).encode())
     for path in (*files, core):
         key.update(path.read_bytes())
-    target = _cache() / f"fedmpq_executorch-{key.hexdigest()[:16]}.so"
+    target = cache() / f"fedmpq_executorch-{key.hexdigest()[:16]}.so"
     if target.is_file():
         return target
     if shutil.which(compiler[0]) is None:
@@ -138,6 +138,7 @@ def _runtime() -> Path:
     return folder
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """Folder of what is made once on this machine (XDG base directories)."""
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "fedmpq" / f"executorch-{sys.platform}"

@@ -17,7 +17,7 @@ from fedmpq.edge_runtime import core
 from fedmpq.edge_runtime.artifact import Artifact
 from fedmpq.errors import ArenaTooSmall, MissingExtraError, ModelError
 from fedmpq.export.build import plan_of
-from fedmpq.export.executorch.methods import NAMESPACE, NUMBERS, Method, methods
+from fedmpq.export.executorch.methods import LEAST_BATCH, NAMESPACE, NUMBERS, Method, methods
 from fedmpq.export.executorch.pte import ALIGNMENT
 
 
@@ -50,8 +50,6 @@ BACKEND: Final = "FedmpqBackend"
 ARTIFACT_KEY: Final = "fmpq.artifact"
 BLOB_VERSION: Final = 1
 LIMIT_KEY: Final = "memory_limit"
-#: Samples that a call of any program takes at least.
-LEAST_BATCH: Final = 1024
 
 
 class FedmpqBackend(BackendDetails):  # type: ignore[misc]

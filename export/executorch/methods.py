@@ -33,6 +33,8 @@ PLAN_ORDER: Final = (
     "batch", "micro_batch", "act_bits", "guard", "momentum", "threads", "crop", "flip", "decay_bn", "recompute",
 )  # fmt: skip
 MAX_BITS: Final = 8
+#: Samples that a call of any program takes at least: nothing is planned for them, so it costs nothing.
+LEAST_BATCH: Final = 1024
 _SECTION_HEAD = 40
 
 _SCHEMAS = {

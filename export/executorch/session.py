@@ -14,7 +14,7 @@ from fedmpq.edge_runtime import core
 from fedmpq.edge_runtime.weights import LayerBlobs, pack_weights, unpack_weights
 from fedmpq.errors import ArenaTooSmall, BudgetError, CoreError, FormatError, VersionError
 from fedmpq.export.executorch import library, pte
-from fedmpq.export.executorch.methods import PLAN_ORDER
+from fedmpq.export.executorch.methods import LEAST_BATCH, PLAN_ORDER
 
 _MEMORY: Final = "0x21"
 _FORMAT: Final = "0x30"
@@ -42,6 +42,7 @@ class ExecutorchSession:
         self.program = core.Program(held.program)
         self.default = core.Plan(**{**held.plan, "bits": tuple(held.plan["bits"])})
         self.plan = plan or self.default
+        self._check_bounds()
         self._library = library.library()
         self._buffer = program  # the runtime reads it in place
         self._methods: dict[str, Any] = {}
@@ -122,6 +123,16 @@ class ExecutorchSession:
         return digest.hexdigest()
 
     # --- inside -------------------------------------------------------------------------------------------------
+
+    def _check_bounds(self) -> None:
+        """Refuses plans beyond what the file's tensors were exported for."""
+        most = max(self.default.batch, LEAST_BATCH)
+        if self.plan.batch > most:
+            raise CoreError(f"the .pte takes batches up to {most}, the plan has {self.plan.batch}", "export it anew")
+        if self.plan.guard > self.default.guard:
+            raise CoreError(
+                f"the .pte carries {self.default.guard} guard planes, the plan has {self.plan.guard}", "export it anew"
+            )
 
     def _method(self, name: str) -> Any:
         if name not in self._methods:

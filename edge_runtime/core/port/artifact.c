@@ -353,8 +353,6 @@ int fmpq_artifact_load(const fmpq_artifact *a, fmpq_session *s)
 
 int fmpq_artifact_store(const fmpq_artifact *a, const fmpq_session *s, uint8_t *file)
 {
-    uint8_t hash[32];
-    char hex[65];
     for (uint32_t i = 0; i < a->n_layers; i++) {
         const fmpq_artifact_layer *l = &a->layer[i];
         fmpq_fx step;
@@ -366,6 +364,14 @@ int fmpq_artifact_store(const fmpq_artifact *a, const fmpq_session *s, uint8_t *
         if (err)
             return err;
     }
+    fmpq_artifact_seal(a, file);
+    return FMPQ_OK;
+}
+
+void fmpq_artifact_seal(const fmpq_artifact *a, uint8_t *file)
+{
+    uint8_t hash[32];
+    char hex[65];
     fmpq_sha256_of(file + a->weights, a->weights_len, hash);
     memcpy(file + a->weights_entry + 24, hash, 32);
     fmpq_hex(hash, 32, hex);
@@ -373,5 +379,4 @@ int fmpq_artifact_store(const fmpq_artifact *a, const fmpq_session *s, uint8_t *
     fmpq_sha256_of(file + a->manifest, a->manifest_len, hash);
     memcpy(file + a->manifest_entry + 24, hash, 32);
     table_hash(file, get32(file + 12), file + 24);
-    return FMPQ_OK;
 }

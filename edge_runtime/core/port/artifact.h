@@ -36,6 +36,8 @@ int fmpq_artifact_open(const void *data, size_t len, fmpq_artifact *out);
 int fmpq_artifact_load(const fmpq_artifact *a, fmpq_session *s);
 /* Writes the session's weights over those in `file`, a copy of the artifact's bytes, and renews the hashes. The bit-widths must be those of the file. */
 int fmpq_artifact_store(const fmpq_artifact *a, const fmpq_session *s, uint8_t *file);
+/* Renews the hashes of `file`, a copy of the artifact whose planes and parameters were overwritten. */
+void fmpq_artifact_seal(const fmpq_artifact *a, uint8_t *file);
 const char *fmpq_port_error_text(int code);
 const char *fmpq_port_error_name(int code);
 #endif

@@ -133,7 +133,7 @@ def _print_profile(facts: dict[str, Any]) -> None:
 
 
 #: Options of `run` that `gateway` does not have: the device behind it has one thread and one engine.
-_LOCAL = {"threads", "engine"}
+_LOCAL = {"threads", "engine", "pte"}
 
 
 @command.command(
@@ -206,9 +206,13 @@ def gateway(serial: str, **options: Any) -> None:
 @_threads_option
 @click.option(
     "--engine",
-    type=click.Choice(["native", "ort-training"]),
+    type=click.Choice(["native", "executorch", "onnx", "ort-training"]),
     default="native",
-    help="native: integers in the C core; ort-training: full precision, for fedavg, fedpaq and uveqfed runs.",
+    help="native: integers in the C core; executorch, onnx: the same bits by a .pte's delegate or in onnxruntime; "
+    "ort-training: full precision, for fedavg, fedpaq and uveqfed runs.",
+)
+@click.option(
+    "--pte", type=click.Path(path_type=Path), help="Program for --engine executorch.  [default: made on first use]"
 )
 @click.option("--until-finished", is_flag=True, help="End when the coordinator's run is over.")
 @click.option("--ca", type=click.Path(path_type=Path), help="CA certificate of a TLS broker.")
@@ -226,6 +230,7 @@ def run(
     memory_limit: int | None,
     threads: int,
     engine: str,
+    pte: Path | None,
     until_finished: bool,
     ca: Path | None,
     cert: Path | None,
@@ -237,7 +242,9 @@ def run(
     Stops at SIGTERM or Ctrl-C. Its state survives being killed at any moment.
     """
     identity = _identity(credentials, broker, fleet, name, (ca, cert, key), insecure=insecure)
-    join(identity, data, state, memory_limit, threads, until_finished, partial(_agent, engine), as_json)
+    if pte is not None and engine != "executorch":
+        raise UsageError("--pte is for --engine executorch")
+    join(identity, data, state, memory_limit, threads, until_finished, partial(_agent, engine, pte), as_json)
 
 
 def join(
@@ -282,13 +289,25 @@ def join(
     emit(result, as_json)
 
 
-def _agent(engine: str, options: Options, transport: Any, store: Any, shard: Any, seal: Seal | None) -> Agent:
-    """The agent of an engine; only the one of ONNX Runtime needs NumPy and onnxruntime."""
+def _agent(
+    engine: str, pte: Path | None, options: Options, transport: Any, store: Any, shard: Any, seal: Seal | None
+) -> Agent:
+    """The agent of an engine; only the native one does without NumPy and a runtime of the export extra."""
     from fedmpq.edge_runtime import core
     from fedmpq.edge_runtime.agent import Agent
+    from fedmpq.edge_runtime.profile import trials_in_process
 
     if engine == "native":
         return Agent(options, transport, store, shard, core, seal=seal)
+    if engine == "executorch":
+        from fedmpq.export.executorch.engine import ExecutorchCore
+
+        return Agent(options, transport, store, shard, ExecutorchCore(pte), trials=trials_in_process, seal=seal)
+    if engine == "onnx":
+        from fedmpq.export.onnx_step.engine import OnnxCore
+
+        graph = OnnxCore()
+        return Agent(options, transport, store, shard, graph, trials=graph.trials, seal=seal)
     from fedmpq.edge_runtime.ort.agent import FloatAgent
 
     return FloatAgent(options, transport, store, shard, seal=seal)
