@@ -14,6 +14,7 @@ from fedmpq.coordinator.config import RunConfig
 from fedmpq.coordinator.global_model import GlobalModel
 from fedmpq.coordinator.journal import Journal, Row, ints
 from fedmpq.coordinator.layout import Layout
+from fedmpq.coordinator.partial import Summer
 from fedmpq.coordinator.policy import TABLES
 from fedmpq.coordinator.serving import Serving
 from fedmpq.errors import ConfigError, StateError
@@ -34,6 +35,7 @@ class RunState:
         journal, blobs: durable state.
         plan_bytes: the planner.
         clock: Unix seconds.
+        sums: adds a round's updates up elsewhere (partial.Summer); None does it here.
         traffic: bytes up and down of each device since the round opened.
     """
 
@@ -44,6 +46,7 @@ class RunState:
     blobs: BlobStore
     plan_bytes: PlanBytes
     clock: Clock
+    sums: Summer | None = None
     traffic: dict[str, list[int]] = field(default_factory=dict)
     _serving: Serving | None = None
     _round: tuple[int, Row | None] = (-1, None)

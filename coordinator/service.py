@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedmpq.coordinator import enrolment, kinds, strategies
+from fedmpq.coordinator import enrolment, kinds, partial, strategies
 from fedmpq.coordinator.blobs import BlobStore
 from fedmpq.coordinator.broker import LOOPBACK, BrokerTls, ManagedBroker
 from fedmpq.coordinator.config import RunConfig
@@ -36,6 +38,8 @@ class Where:
         tls: CA, certificate and key files for `broker`.
         insecure: lets anyone take part who reaches the broker: a managed broker in plain text, no enrolment.
         security: directory of the fleet's authority and enrolments; None for `security` in the data directory.
+        workers: processes that sum a round's updates; 0 for this one.
+        ray: address of a Ray cluster that does so instead; empty for none.
         advertise: URL that devices are told at enrolment, where it is not the broker's own.
     """
 
@@ -48,6 +52,8 @@ class Where:
     insecure: bool = False
     security: Path | None = None
     advertise: str = ""
+    workers: int = 0
+    ray: str = ""
 
 
 def stored_run(directory: Path) -> tuple[RunConfig, Source] | None:
@@ -113,7 +119,9 @@ class Service:
             clock,
         )
         self.broker: ManagedBroker | None = None
+        self._workers: Callable[[], object] | None = None
         try:
+            self._workers = _hand_out_sums(self.run, where)
             self.machine = kind.machine(self.run, test)
             self.enrolment: Enrolment | None = None
             if not where.insecure:
@@ -223,7 +231,24 @@ class Service:
             time.sleep(linger_s)
         if self.broker is not None:
             self.broker.stop()
+        if self._workers is not None:
+            self._workers()
         self.run.close()
+
+
+def _hand_out_sums(run: RunState, where: Where) -> Callable[[], object] | None:
+    """Has updates summed by other processes or machines; returns what ends them, None if there are none."""
+    if where.ray:
+        from fedmpq.coordinator.ray_engine import RayEngine
+
+        cluster = RayEngine(where.ray, where.workers)
+        run.sums = cluster.sum
+        return cluster.close
+    if where.workers:
+        pool = ProcessPoolExecutor(where.workers, multiprocessing.get_context("spawn"))
+        run.sums = partial.in_processes(pool, where.workers)
+        return pool.shutdown
+    return None
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

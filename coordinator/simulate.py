@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedmpq.coordinator import status
 from fedmpq.coordinator.admission import PlanBytes, planner_of
@@ -27,6 +27,9 @@ from fedmpq.coordinator.source import Source
 from fedmpq.coordinator.virtual import Trained, VirtualDevice, route, train
 from fedmpq.edge_runtime.protocol import MAX_BITS, PlanMessage
 from fedmpq.edge_runtime.trainer import Samples
+
+if TYPE_CHECKING:
+    from fedmpq.coordinator.ray_engine import RayEngine
 
 #: Memory that virtual devices grant an arena: none is refused, the budgets decide.
 UNLIMITED = 1 << 50
@@ -45,6 +48,7 @@ class Simulation:
         workers: clients trained at the same time; 0 takes every core.
         limits: memory limits in bytes by device name, for fleets whose budgets come from memory.
         attack: what some of the clients do to their data or updates.
+        cluster: trains and sums instead of this process's threads.
         progress: called with a number of finished local trainings.
     """
 
@@ -60,18 +64,22 @@ class Simulation:
         workers: int = 0,
         limits: Mapping[str, int] | None = None,
         attack: Attack | None = None,
+        cluster: RayEngine | None = None,
         progress: Callable[[int], object] = int,
     ) -> None:
         self.engine = Engine(engine, origin.program)
         self._workers = workers or os.cpu_count() or 1
         self._progress = progress
         self._attack = attack
+        self._cluster = cluster
         self.attackers = frozenset(attack.attackers(list(clients), config.seed)) if attack else frozenset[str]()
         if attack is not None:
             clients = {name: attack.data(s) if name in self.attackers else s for name, s in clients.items()}
         plan_bytes = planner_of(origin.program, config.settings)
         run = RunState.open(directory, config, origin.layout, origin.program, origin.initial, plan_bytes, self._clock)
         self.run = run
+        if cluster is not None:
+            run.sums = cluster.sum
         self.machine = Machine(run, None if judge is None else TestSet(self.engine, config, judge))
         self.devices = self._fleet(clients, limits or {}, plan_bytes)
 
@@ -92,7 +100,7 @@ class Simulation:
                 for device in self.devices.values():
                     if device.work is not None:
                         plan, blobs, device.work = device.work, device.start_blobs(), None
-                        running[pool.submit(self._train, device.name, plan, blobs, device.samples)] = (device, plan)
+                        running[self._start(pool, plan, blobs, device.samples)] = (device, plan)
                 if changed is not None:
                     changed(self.run)
                 if not running:
@@ -101,6 +109,7 @@ class Simulation:
                 for future in done:
                     device, plan = running.pop(future)
                     trained, elapsed = future.result()
+                    trained = self._attacked(device, plan, trained)
                     for kind, payload in device.finish(plan, trained, elapsed):
                         route(self.machine, self.devices, self.machine.handle(kind, device.name, payload))
                     self._progress(1)
@@ -112,12 +121,24 @@ class Simulation:
         """Gives up the data directory."""
         self.run.close()
 
-    def _train(self, name: str, plan: PlanMessage, blobs: Mapping[str, bytes], samples: Samples) -> tuple[Trained, int]:
+    def _start(
+        self, pool: ThreadPoolExecutor, plan: PlanMessage, blobs: Mapping[str, bytes], samples: Samples
+    ) -> Future[tuple[Trained, int]]:
+        if self._cluster is not None:
+            return self._cluster.train(self.engine, plan, blobs, samples)
+        return pool.submit(self._train, plan, blobs, samples)
+
+    def _train(self, plan: PlanMessage, blobs: Mapping[str, bytes], samples: Samples) -> tuple[Trained, int]:
         began = time.monotonic()
         trained = train(self.engine, plan, blobs, samples)
-        if self._attack is not None and name in self.attackers:
-            trained = replace(trained, layers=self._attack.layers(self.run.layout, plan, blobs, trained.layers))
         return trained, int((time.monotonic() - began) * 1000)
+
+    def _attacked(self, device: VirtualDevice, plan: PlanMessage, trained: Trained) -> Trained:
+        """What the device sends: what it trained, or an attacker's version of it."""
+        if self._attack is None or device.name not in self.attackers:
+            return trained
+        blobs = device.held_blobs(plan)
+        return replace(trained, layers=self._attack.layers(self.run.layout, plan, blobs, trained.layers))
 
     def _fleet(
         self, clients: Mapping[str, Samples], limits: Mapping[str, int], plan_bytes: PlanBytes

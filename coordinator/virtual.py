@@ -115,7 +115,11 @@ class VirtualDevice:
     def start_blobs(self) -> dict[str, bytes]:
         """The blobs of the plan that waits, for `train`."""
         assert self.work is not None
-        return {sha256: self._blobs[sha256] for layer in self.work.layers for sha256 in layer.blobs}
+        return self.held_blobs(self.work)
+
+    def held_blobs(self, plan: PlanMessage) -> dict[str, bytes]:
+        """The blobs of a plan that it has received."""
+        return {sha256: self._blobs[sha256] for layer in plan.layers for sha256 in layer.blobs}
 
     def finish(self, plan: PlanMessage, trained: Trained, train_ms: int = 0) -> list[Up]:
         """The update of finished training."""

@@ -117,9 +117,7 @@ class Credentials:
         start = text.find("-----BEGIN")
         if start < 0 or len(text) > MAX_SIZE or not text.startswith("fedmpq-credentials: "):
             raise ValueError("the header")
-        head = dict(
-            line.split(": ", 1) if ": " in line else (line.rstrip(": "), "") for line in text[:start].split("\n")
-        )
+        head = {name: value.strip() for name, _, value in (line.partition(":") for line in text[:start].split("\n"))}
         if head["fedmpq-credentials"] != str(VERSION):
             raise ValueError("the version")
         blocks = [(found[1], found[0]) for found in _BLOCK.finditer(text, start)]

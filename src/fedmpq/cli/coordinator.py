@@ -93,6 +93,10 @@ def command() -> None:
     default="auto",
     help="Which broker to manage; auto prefers Mosquitto.",
 )
+@click.option("--workers", type=click.IntRange(0, 64), default=0, help="Processes that sum updates, for large fleets.")
+@click.option(
+    "--ray", is_flag=False, flag_value="local", metavar="[ADDRESS]", help="Sum updates on a Ray cluster instead."
+)
 @click.option("--http", metavar="[HOST:]PORT", help="Serve a read-only page, /metrics for Prometheus and JSON there.")
 @json_option
 def serve(
@@ -112,6 +116,8 @@ def serve(
     advertise: str,
     insecure: bool,
     broker_kind: str,
+    workers: int,
+    ray: str | None,
     http: str | None,
     as_json: bool,
     **asked: Any,
@@ -131,7 +137,9 @@ def serve(
     config, origin = _run_of(model, directory, shard, config_file, settings, asked)
     if port is None:
         port = 1883 if insecure else 8883
-    where = Where(fleet, broker, listen, port, broker_kind, (ca, cert, key), insecure, security, advertise)
+    where = Where(
+        fleet, broker, listen, port, broker_kind, (ca, cert, key), insecure, security, advertise, workers, ray or ""
+    )
     with _stoppable() as stopped:
         service = Service(directory, config, origin, shard, where, say=note)
         try:
@@ -365,7 +373,7 @@ def report(directory: Path, out: Path | None, folder: Path | None, as_json: bool
             written.append(out)
         if folder is not None:
             written += reports.write_csv(journal, folder)
-    emit({"written": written}, as_json, lambda result: [click.echo(path) for path in result["written"]])
+    emit({"written": written}, as_json, lambda result: click.echo("\n".join(map(str, result["written"]))))
 
 
 @command.command(

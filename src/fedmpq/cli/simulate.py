@@ -99,6 +99,13 @@ def _from_file(ctx: click.Context, param: click.Parameter, path: Path | None) ->
 @click.option("--attack", help="Bad clients, KIND:SHARE[:FACTOR]: label-flip, scale or sign-flip.")
 @click.option("--engine", type=click.Choice(["core", "torch"]), default="core", help="What trains; same bits.")
 @click.option("--workers", type=click.IntRange(0), default=0, help="Clients trained at a time; 0 for every core.")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="local",
+    metavar="[ADDRESS]",
+    help="Train and aggregate on a Ray cluster: its address, or none to start one here.",
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of a run's configuration.")
 @click.option(
     "--out",
@@ -157,6 +164,7 @@ def _strategies(options: dict[str, Any], keys: dict[str, Any]) -> None:
                 paper_literal=literal,
                 engine=options["engine"],
                 workers=options["workers"],
+                ray=options["ray"] or "",
                 progress=progress,
                 say=note,
             )
@@ -204,6 +212,7 @@ def _preset(options: dict[str, Any], keys: dict[str, Any]) -> None:
         paper_literal=options["paper_literal"],
         engine=options["engine"],
         workers=options["workers"],
+        ray=options["ray"] or "",
         progress=progress,
         say=note,
     )
@@ -212,7 +221,7 @@ def _preset(options: dict[str, Any], keys: dict[str, Any]) -> None:
 
 def _refuse_beside_preset(ctx: click.Context) -> None:
     """A preset says what its runs are: an option that would change that must not be ignored silently."""
-    free = {"config_file", "preset", "scale", "seeds", "only", "paper_literal", "data", "engine", "workers"}
+    free = {"config_file", "preset", "scale", "seeds", "only", "paper_literal", "data", "engine", "workers", "ray"}
     for key in ctx.params:
         if key in free | {"settings", "out", "as_json"}:
             continue

@@ -25,6 +25,7 @@ def play(
     paper_literal: bool = False,
     engine: str = "core",
     workers: int = 0,
+    ray: str = "",
     progress: Progress,
     say: Callable[[str], object] = str,
 ) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def play(
         paper_literal: everything as the paper prints it.
         engine: "core" or "torch".
         workers: clients trained at a time; 0 for every core.
+        ray: address of a Ray cluster (`run.run`).
         progress: shows how far it is.
         say: told a line a round.
 
@@ -69,6 +71,7 @@ def play(
                 paper_literal=paper_literal,
                 engine=engine,
                 workers=workers,
+                ray=ray,
                 progress=progress,
                 say=say,
             )

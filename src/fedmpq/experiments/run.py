@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedmpq.coordinator import source, strategies
 from fedmpq.coordinator.attacks import Attack
@@ -15,6 +15,9 @@ from fedmpq.coordinator.service import make_config
 from fedmpq.coordinator.simulate import Simulation
 from fedmpq.errors import UsageError
 from fedmpq.experiments.setting import Prepared, claim
+
+if TYPE_CHECKING:
+    from fedmpq.coordinator.ray_engine import RayEngine
 
 #: progress(description, total) as a context that yields a function of the number of trainings done.
 Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
@@ -47,6 +50,7 @@ def run(
     paper_literal: bool = False,
     engine: str = "core",
     workers: int = 0,
+    ray: str = "",
     progress: Progress,
     say: Callable[[str], object] = str,
 ) -> dict[str, Any]:
@@ -60,6 +64,7 @@ def run(
         paper_literal: quantise, average and allot as the paper prints it.
         engine: "core" or "torch".
         workers: clients trained at a time; 0 for every core.
+        ray: address of a Ray cluster to train on, "local" for one started here; empty for this process's threads.
         progress: shows how far it is.
         say: told a line a round.
 
@@ -69,7 +74,7 @@ def run(
     config = config_of(name, prepared, settings or {}, paper_literal=paper_literal)
     claim(folder, prepared.setting)
     go = _float if name in strategies.FLOAT_STRATEGIES else _integer
-    found = go(config, prepared, folder, engine, workers, progress, say)
+    found = go(config, prepared, folder, engine, workers, ray, progress, say)
     rounds = found["rounds"]
     return {
         "strategy": name,
@@ -94,12 +99,14 @@ def _integer(
     folder: Path,
     engine: str,
     workers: int,
+    ray: str,
     progress: Progress,
     say: Callable[[str], object],
 ) -> dict[str, Any]:
     """A system that trains in integers, by the coordinator's own machine."""
     origin = _origin(config, prepared)
     attack = prepared.setting.attack
+    cluster = _cluster(ray, workers)
     with progress(f"simulating {config.strategy}", config.rounds * len(prepared.fleet)) as advance:
         simulation = Simulation(
             folder,
@@ -110,12 +117,15 @@ def _integer(
             engine=engine,
             workers=workers,
             attack=None if attack is None else Attack.parse(attack),
+            cluster=cluster,
             progress=advance,
         )
         try:
             facts = simulation.play(_reporter(config.strategy, say))
         finally:
             simulation.close()
+            if cluster is not None:
+                cluster.close()
     last = facts["rounds"][-1]["devices"]
     return {
         "device_bytes": max(device["planned_bytes"] for device in last),
@@ -126,17 +136,28 @@ def _integer(
     }
 
 
+def _cluster(ray: str, workers: int) -> RayEngine | None:
+    if not ray:
+        return None
+    from fedmpq.coordinator.ray_engine import RayEngine
+
+    return RayEngine(ray, workers)
+
+
 def _float(
     config: RunConfig,
     prepared: Prepared,
     folder: Path,
     engine: str,
     workers: int,
+    ray: str,
     progress: Progress,
     say: Callable[[str], object],
 ) -> dict[str, Any]:
     """A full-precision system, in PyTorch."""
     del engine, workers
+    if ray:
+        raise UsageError(f"--ray works with systems that train in integers, not with {config.strategy}")
     if prepared.setting.attack is not None:
         raise UsageError(f"--attack works with systems that train in integers, not with {config.strategy}")
     origin = _origin(config, prepared)
