@@ -181,6 +181,12 @@ class GlobalModel:
         if program.hex() != layout.program or count != len(layout.layers):
             raise FormatError(f"global model of program {program.hex()[:12]}, expected {layout.program[:12]}")
         view, at = memoryview(data)[:-32], _HEAD.size
+        expected = _HEAD.size + sum(
+            _LAYER.size + 8 * shape.theta + shape.channels * (4 * 2 + 32 if shape.is_conv else 4)
+            for shape in layout.layers
+        )
+        if len(view) < expected:
+            raise TruncatedError(f"global model of {len(view)} bytes instead of {expected}")
         layers = []
         for shape in layout.layers:
             if _LAYER.unpack_from(view, at) != (int(shape.is_conv), shape.theta, shape.channels):
