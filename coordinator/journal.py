@@ -173,6 +173,27 @@ class Journal:
         """Sets a value of the run as a whole."""
         self.write("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", key, value)
 
+    def blob_names(self) -> set[str]:
+        """Every blob that the run still needs: program, models, and the updates of rounds not committed."""
+        names = {self.meta("program"), self.meta("model")}
+        for row in self.rows("SELECT base_model, next_model FROM rounds"):
+            names |= {row["base_model"], row["next_model"]}
+        query = "SELECT pack FROM assignments JOIN rounds USING (round) WHERE phase IN ('collect', 'aggregate')"
+        names |= {row["pack"] for row in self.rows(query)}
+        return {name for name in names if name}
+
+    def copy_to(self, target: sqlite3.Connection) -> None:
+        """One moment of the journal into another database."""
+        self._db.backup(target)
+
+    def damage(self) -> list[str]:
+        """What SQLite finds wrong with its pages and indices."""
+        try:
+            found = [str(row[0]) for row in self._db.execute("PRAGMA integrity_check(20)")]
+        except sqlite3.DatabaseError as error:
+            return [str(error)]
+        return [] if found == ["ok"] else found
+
     def event(self, at: float, kind: str, round_no: int = 0, device: str = "", detail: str = "") -> None:
         """Notes something an operator may ask about later."""
         self.write(
@@ -186,6 +207,15 @@ class Journal:
             "INSERT INTO verdicts (at, round, device, of, ref, verdict, detail) VALUES (?, ?, ?, ?, ?, ?, ?)",
             at, round_no, device, of, ref, verdict, detail,
         )  # fmt: skip
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a coordinator is using a directory now."""
+    try:
+        os.close(_take_lock(directory / LOCK))
+    except StateError:
+        return True
+    return False
 
 
 def _take_lock(path: Path) -> int:

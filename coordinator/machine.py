@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from fedmpq.coordinator import admission, rounds, updates
+from fedmpq.coordinator import admission, control, rounds, updates
 from fedmpq.coordinator.inbox import Pending
 from fedmpq.coordinator.journal import Row, ints
 from fedmpq.coordinator.rounds import Evaluator
@@ -23,6 +23,8 @@ from fedmpq.errors import HashError, ProtocolError
 ODD_NOTED = 100
 
 
+#: Seconds at least that a restarted coordinator leaves to the devices of an open round.
+GRACE_S = 30.0
 #: Uploads at a time: what they hold in memory is bounded, however many devices finish together.
 UPLOADS = 64
 #: Seconds without a chunk after which an upload loses its place to one that waits.
@@ -101,10 +103,31 @@ class Machine:
             # Grows over restarts, and past everything said before where the directory is a restored backup.
             self.epoch = max(int(journal.meta("epoch") or 0) + 1, min(int(run.clock()), 0xFFFF0000))
             journal.set_meta("epoch", str(self.epoch))
+            self._set_deadline_right()
             # Nobody is known to be here until the broker hands out the births again.
             journal.write("UPDATE devices SET online=0")
             journal.event(run.clock(), "started" if seq == 1 else "restarted", detail=f"start {seq}")
         self.seq = seq
+
+    def _set_deadline_right(self) -> None:
+        """A round that a stopped coordinator left open: time to answer, but no more than a whole deadline.
+
+        The wall clock may have been set back or far ahead in between; and devices need a while to come back.
+        """
+        run, now = self.run, self.run.clock()
+        row = run.round_row()
+        if row is None or row["phase"] != "collect":
+            return
+        whole = run.config.deadline_s
+        deadline = min(max(row["deadline_at"], now + min(whole, GRACE_S)), now + whole)
+        if deadline != row["deadline_at"]:
+            run.journal.set_fields("rounds", {"round": row["round"]}, {"deadline_at": deadline})
+            run.journal.event(now, "deadline-moved", row["round"], detail=f"{deadline - row['deadline_at']:+.0f} s")
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the operator has cancelled the run; it can be resumed."""
+        return control.state_of(self.run.journal) == control.CANCELLED
 
     @property
     def finished(self) -> bool:
@@ -157,10 +180,13 @@ class Machine:
     def _advance(self) -> Iterator[str]:
         """Runs transitions; yields the phase entered after each."""
         run = self.run
-        while True:
+        control.take(run.directory, run.journal, run.clock())
+        while not self.cancelled:
             row = run.round_row()
             phase = "done" if row is None else row["phase"]
             if phase == "done":
+                if control.state_of(run.journal) == control.PAUSED:
+                    return
                 if self.finished or not rounds.select(run, row):
                     return
             else:
@@ -189,7 +215,9 @@ class Machine:
         config, row = self.run.config, self.run.round_row()
         number = 0 if row is None else row["round"]
         deadline = 0
-        if row is None:
+        if self.cancelled and not self.finished:
+            phase = "cancelled"
+        elif row is None:
             phase = "waiting"
         elif row["phase"] == "collect":
             phase, deadline = "collect", int(row["deadline_at"] * 1000)
@@ -579,6 +607,8 @@ class Machine:
         if row is None or round_no != row["round"]:
             now = 0 if row is None else row["round"]
             return None, None, ("stale-round", f"round {round_no} is not the current round {now}")
+        if self.cancelled:
+            return None, None, ("closed", "the run was cancelled")
         if row["phase"] != "collect":
             return None, None, ("late", f"round {round_no} has closed")
         if run.device(device) is None:

@@ -325,10 +325,7 @@ def commit(run: RunState, row: Row) -> None:
         journal.set_meta("model", row["next_model"])
         journal.set_fields("rounds", {"round": row["round"]}, {"phase": "done", "committed_at": now})
         journal.event(now, "committed", row["round"])
-    keep = {run.layout.program}
-    for done in run.journal.rows("SELECT base_model, next_model FROM rounds"):
-        keep |= {done["base_model"], done["next_model"]}
-    run.blobs.collect_garbage(keep)
+    run.blobs.collect_garbage(run.journal.blob_names())
 
 
 def _draw(seed: int, round_no: int, device: str) -> bytes:

@@ -107,6 +107,11 @@ class RunState:
             raise
         return cls(config, layout, program, journal, blobs, plan_bytes, clock)
 
+    @property
+    def directory(self) -> Path:
+        """The data directory."""
+        return self.blobs.root.parent
+
     # --- rounds -------------------------------------------------------------------------------------------------
 
     def round_row(self) -> Row | None:

@@ -14,6 +14,7 @@ from typing import Any
 from fedmpq.coordinator import enrolment, kinds, partial, strategies
 from fedmpq.coordinator.blobs import BlobStore
 from fedmpq.coordinator.broker import LOOPBACK, BrokerTls, ManagedBroker
+from fedmpq.coordinator.clock import SteadyClock
 from fedmpq.coordinator.config import RunConfig
 from fedmpq.coordinator.enrolment import Enrolment
 from fedmpq.coordinator.gate import Gate
@@ -91,7 +92,7 @@ class Service:
         test: shard that global models are judged on; None for no evaluation.
         where: how it reaches its fleet.
         say: receives lines for the operator.
-        clock: Unix seconds.
+        clock: Unix seconds; by default a clock that does not jump.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Service:
         where: Where,
         *,
         say: Callable[[str], object] = str,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         kind = kinds.of(config)
         if test is not None:
@@ -116,7 +117,7 @@ class Service:
             origin.program,
             origin.initial,
             kind.plan_bytes(origin.program, config),
-            clock,
+            clock or SteadyClock(),
         )
         self.broker: ManagedBroker | None = None
         self._workers: Callable[[], object] | None = None
@@ -217,7 +218,7 @@ class Service:
             if changed is not None and now - last_look >= 0.25:
                 last_look = now
                 changed(self.run)
-            if self.machine.finished:
+            if self.machine.finished or self.machine.cancelled:
                 end = now + linger_s if end is None else end
                 if now >= end:
                     break

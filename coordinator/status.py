@@ -9,10 +9,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fedmpq.coordinator import quarantine
+from fedmpq.coordinator import control, quarantine
 from fedmpq.coordinator.journal import Journal, Row
 
 _BITS = 16
+#: Devices that a round waits for are named, but no more than so many.
+_NAMED = 8
 
 
 def status(journal: Journal) -> dict[str, Any]:
@@ -30,6 +32,7 @@ def status(journal: Journal) -> dict[str, Any]:
         "rounds_done": sum(row["phase"] == "done" for row in rounds),
         "phase": current["phase"] if current else "waiting",
         "round": current["round"] if current else 0,
+        "control": control.state_of(journal),
         "waiting_for": waiting_for(journal, config, current),
         "failure": failed["detail"] if failed and (not current or current["phase"] != "done") else None,
         "devices": {
@@ -179,13 +182,21 @@ def _assignment(row: Row) -> dict[str, Any]:
 
 def waiting_for(journal: Journal, config: dict[str, Any], current: Row | None) -> str | None:
     """Why nothing moves, in words; None if the run is over."""
+    wish = control.state_of(journal)
+    over = current is not None and current["phase"] == "done" and current["round"] >= config.get("rounds", 0)
+    if wish == control.CANCELLED and not over:
+        return "the operator: the run is cancelled (`fedmpq coordinator resume`, then serve again)"
     if current is not None and current["phase"] == "collect":
         owing = journal.rows(
             "SELECT device FROM assignments WHERE round=? AND state='assigned' ORDER BY device", current["round"]
         )
-        return f"updates of {', '.join(row['device'] for row in owing)}" if owing else "the deadline"
-    if current is not None and current["phase"] == "done" and current["round"] >= config.get("rounds", 0):
+        names = ", ".join(row["device"] for row in owing[:_NAMED])
+        more = f" and {len(owing) - _NAMED} more" if len(owing) > _NAMED else ""
+        return f"updates of {names}{more}" if owing else "the deadline"
+    if over:
         return None
+    if wish == control.PAUSED and (current is None or current["phase"] == "done"):
+        return "the operator: the run is paused (`fedmpq coordinator resume`)"
     if current is None or current["phase"] == "done":
         (ready,) = journal.rows("SELECT COUNT(*) AS n FROM devices WHERE online=1 AND admission='admitted'")
         return f"devices: {ready['n']} of at least {config.get('min_devices')} are online and admitted"

@@ -1,0 +1,1 @@
+"""Fuzzers; not part of the package."""

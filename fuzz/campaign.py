@@ -83,6 +83,7 @@ def _exists(program: str) -> bool:
 
 
 def main() -> None:
+    """See the module."""
     if sys.argv[1:2] == ["--child"]:
         python_target(sys.argv[2])
         return

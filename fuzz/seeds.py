@@ -38,6 +38,7 @@ def of_artifact() -> bytes:
 
 
 def main() -> None:
+    """See the module."""
     kinds = sorted(protocol.ALLOWED)
     seeds: dict[str, dict[str, bytes]] = {}
     found = seeds["messages"] = {}

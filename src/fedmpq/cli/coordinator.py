@@ -400,6 +400,59 @@ def web(directory: Path, http: str, as_json: bool) -> None:
     emit({"url": server.url}, as_json)
 
 
+@command.command("backup", epilog=example("fedmpq coordinator backup backups/monday --dir fedmpq-run"))
+@click.argument("out", type=click.Path(path_type=Path))
+@_dir_option
+@json_option
+def backup(out: Path, directory: Path, as_json: bool) -> None:
+    """Copy a run to the new directory OUT, while its coordinator goes on.
+
+    The copy holds journal, models, updates of the open round, keys and enrolments. `fedmpq coordinator serve --dir OUT`
+    goes on from it; devices that are further than the copy follow it back.
+    """
+    from fedmpq.coordinator.backup import backup as copy
+
+    emit(copy(directory, out), as_json)
+
+
+@command.command(
+    "verify", epilog=example("fedmpq coordinator verify", "fedmpq coordinator verify --dir backups/monday")
+)
+@_dir_option
+@json_option
+def verify(directory: Path, as_json: bool) -> None:
+    """Check that a data directory holds what its journal says; exit code 10 if not."""
+    from fedmpq.coordinator.verify import verify as check
+    from fedmpq.errors import StateError
+
+    result = check(directory)
+    emit(result, as_json, _print_verified)
+    if not result["good"]:
+        raise StateError(
+            f"{directory} is damaged: {len(result['problems'])} problems", "go on from a backup, see docs/durability.md"
+        )
+
+
+def _control(verb: str, text: str) -> None:
+    """Adds one of the commands that tell a run what to do."""
+
+    @_dir_option
+    @json_option
+    def run(directory: Path, as_json: bool) -> None:
+        from fedmpq.coordinator import control
+        from fedmpq.coordinator.clock import SteadyClock
+
+        emit({"directory": str(directory), "state": control.ask(directory, verb, SteadyClock()())}, as_json)
+
+    run.__doc__ = text
+    command.command(verb, epilog=example(f"fedmpq coordinator {verb} --dir fedmpq-run"))(run)
+
+
+_control("pause", "Open no further round; the present one goes on to its end.")
+_control("resume", "Go on after pause or cancel; start `serve` again if it has ended.")
+_control("cancel", "End the run now: devices drop the round, the coordinator stops, nothing is lost.")
+
+
 @command.command(
     "export-model", epilog=example("fedmpq coordinator export-model --bits 4 --out model.fmpq --dir fedmpq-run")
 )
@@ -461,6 +514,12 @@ def _print_status(result: dict[str, Any]) -> None:
             for row in result["rounds"]
         ],
     )
+
+
+def _print_verified(result: dict[str, Any]) -> None:
+    click.echo(", ".join(f"{count} {what}" for what, count in result["checked"].items()) + " checked")
+    for problem in result["problems"]:
+        click.echo(f"problem: {problem}")
 
 
 def _print_devices(result: dict[str, Any]) -> None:
