@@ -39,7 +39,7 @@ def library() -> Any:
         ConfigError: there is no C++ compiler, or it refused.
         CoreError: the library does not load.
     """
-    _runtime()
+    runtime()
     path = Path(os.environ["FEDMPQ_EXECUTORCH"]) if "FEDMPQ_EXECUTORCH" in os.environ else build()
     try:
         found = ctypes.CDLL(str(path))
@@ -59,7 +59,7 @@ def build() -> Path:
     Raises:
         MissingExtraError, ConfigError: see `library`.
     """
-    executorch, core = _runtime(), Path(native.library()._name).resolve()
+    executorch, core = runtime(), Path(native.library()._name).resolve()
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     files = _files()
     key = hashlib.sha256(repr((version("executorch"), str(executorch), str(core), compiler, _FLAGS)).encode())
@@ -121,8 +121,12 @@ def _ports(port: Path, include: Path) -> list[Path]:
     return [*(port / name for name in _PORTS), *headers, *sorted((include / "fmpq").iterdir())]
 
 
-def _runtime() -> Path:
-    """The installed executorch package."""
+def runtime() -> Path:
+    """The folder of the installed executorch package.
+
+    Raises:
+        MissingExtraError, ConfigError: there is none, or one without a C++ runtime.
+    """
     spec = find_spec("executorch")
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError("executorch", "export")

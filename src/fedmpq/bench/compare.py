@@ -27,6 +27,7 @@ class Measured:
         memory_bytes: how far the process grew over its idle size, at most.
         details: what the engine says of itself.
         losses: of the first and of the last step.
+        idle_bytes: resident size of the process with its libraries and before the model.
     """
 
     job: Job
@@ -36,6 +37,7 @@ class Measured:
     memory_bytes: int
     details: dict[str, Any]
     losses: tuple[float, float]
+    idle_bytes: int
 
     @property
     def seconds(self) -> float:
@@ -59,6 +61,7 @@ class Measured:
             "images_per_s": round(self.job.batch / self.seconds, 3),
             "step_ms": round(self.seconds * 1e3, 4),
             "memory_bytes": self.memory_bytes,
+            "idle_bytes": self.idle_bytes,
             "cpu_ms": round(self.cpu_seconds * 1e3, 4),
             "cpu_share": round(self.cpu_share, 3),
             "batch": self.job.batch,
@@ -111,12 +114,13 @@ def run(
         placed = [replace(job, folder=folder) for job in jobs]
         for path in {job.file(""): job for job in placed}.values():
             prepare(path)
-        return _turns(stack, placed, repetitions, seconds, advance)
+        return turns(stack, placed, repetitions, seconds, advance)
 
 
-def _turns(
+def turns(
     stack: ExitStack, jobs: Sequence[Job], repetitions: int, seconds: float, advance: Callable[[int], None]
 ) -> list[Measured]:
+    """Loads prepared jobs, each into a process that `stack` ends, and gives them turns."""
     workers = [stack.enter_context(Worker(job)) for job in jobs]
     loaded = [worker.ask("load", job=worker.job.json()) for worker in workers]
     # warm: caches, allocators and frequency; engines whose first step took seconds are warm after it
@@ -135,7 +139,16 @@ def _turns(
             memory[i], losses[i] = answer["memory_bytes"], answer["loss"]
             advance(1)
     return [
-        Measured(job, wall[i], cpu[i], steps[i], memory[i], loaded[i]["details"], (loaded[i]["loss"], losses[i]))
+        Measured(
+            job,
+            wall[i],
+            cpu[i],
+            steps[i],
+            memory[i],
+            loaded[i]["details"],
+            (loaded[i]["loss"], losses[i]),
+            loaded[i]["idle_bytes"],
+        )
         for i, job in enumerate(jobs)
     ]
 
@@ -164,7 +177,7 @@ def train(
         for each in jobs:
             prepare(each)
         program = core.Program(artifact.read(jobs[0].file(".fmpq")).program)
-        *measured, peak = _turns(stack, jobs, repetitions, seconds, advance)
+        *measured, peak = turns(stack, jobs, repetitions, seconds, advance)
     ours = measured[0]
     basis = time_basis([*measured, peak])
     rate = peak.details["macs"] / basis.of(peak)

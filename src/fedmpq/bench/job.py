@@ -14,11 +14,16 @@ ENGINES: dict[str, tuple[str, str]] = {
     "torch": ("fedmpq.bench.engines.pytorch", "torch"),
     "ort-training": ("fedmpq.bench.engines.ort", "ort_training"),
     "executorch": ("fedmpq.bench.engines.executorch_training", "executorch"),
+    "executorch-delegate": ("fedmpq.bench.engines.delegate", "executorch_delegate"),
+    "onnx": ("fedmpq.bench.engines.onnx_graph", "onnx"),
     "peak": ("fedmpq.bench.engines.peak", "peak"),
 }
 
 #: What every engine can be compared against.
 PEERS = ("torch", "ort-training", "executorch")
+
+#: What `fedmpq export` writes for, the native core first.
+TARGETS = ("fedmpq", "executorch-delegate", "onnx", "ort-training")
 
 
 @dataclass(frozen=True)

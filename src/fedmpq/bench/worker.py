@@ -80,6 +80,18 @@ def importing(engine: str) -> None:
         import onnxruntime.training.api
 
         loaded.extend((np, onnxruntime))
+    elif engine == "executorch-delegate":
+        from executorch.extension.pybindings import _C
+
+        from fedmpq.export.executorch import library, session
+
+        loaded.extend((_C, session, library.library()))
+    elif engine == "onnx":
+        import onnxruntime
+
+        from fedmpq.export.onnx_step import engine as graph
+
+        loaded.extend((onnxruntime, graph))
     elif engine == "executorch":
         import executorch.extension.training
         import torch

@@ -171,6 +171,48 @@ def _print_memory(result: dict[str, Any]) -> None:
     )
 
 
+@command.command(epilog=example("fedmpq bench targets --model resnet8 --batch 16 --json"))
+@click.option("--model", default="resnet8", help=f"What to train: {MODEL_HELP}.")
+@click.option("--input", "shape", type=ImageShape(), default="3x32x32", help="Image shape, channels first.")
+@click.option("--classes", type=click.IntRange(2, 1024), default=10, help="Number of classes.")
+@click.option("--bits", type=click.FloatRange(1, 8), default=4, help="Average bit-width of the integer targets.")
+@click.option("--batch", type=click.IntRange(1, 65535), default=16, help="Samples of a step.")
+@click.option("--repetitions", type=click.IntRange(1, 1000), default=5, help="Turns of each target; medians count.")
+@click.option("--seconds", type=click.FloatRange(0.001, 600), default=1.0, help="Length of a turn.")
+@json_option
+def targets(
+    model: str, shape: tuple[int, int, int], classes: int, bits: float, batch: int, repetitions: int, seconds: float,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Size, memory and time per step of every export target.
+
+    The native core, the delegate of a .pte in ExecuTorch, the ONNX graph in onnxruntime (the same integers) and
+    ONNX Runtime training (fp32) train the same model on the same batch with one thread; they take turns.
+    """
+    from fedmpq.bench import targets as measure
+    from fedmpq.bench.job import TARGETS, Job
+
+    job = Job("fedmpq", model, shape, classes, batch, bits=bits)
+    with progress("turns", total=repetitions * len(TARGETS)) as advance:
+        result = measure.run(job, repetitions, seconds, advance)
+    emit(result, as_json, _print_targets)
+
+
+def _print_targets(result: dict[str, Any]) -> None:
+    print_table(
+        ["target", "files", "runtime", "idle process", "grows by", "step, ms", "times native"],
+        [
+            [
+                row["target"], human_bytes(row["file_bytes"]), human_bytes(row["runtime_bytes"]),
+                human_bytes(row["idle_bytes"]), human_bytes(row["memory_bytes"]), float(row["step_ms"]),
+                float(row["times_native"]),
+            ]
+            for row in result["targets"]
+        ],
+        f"{result['model']}, batch {result['batch']}, {result['bits']:g} bits, 1 thread",
+    )  # fmt: skip
+
+
 @command.command(
     epilog=example("fedmpq bench kernels --model resnet20 --batch 64", "fedmpq bench kernels --isa avx2 --json")
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fedmpq.bench.job import Job
-from fedmpq.edge_runtime import artifact, core
+from fedmpq.edge_runtime import artifact, core, native
 
 #: λ of the group Lasso, shared out over layers by their weights.
 _LASSO = 1e-3
@@ -28,13 +30,13 @@ def prepare(job: Job) -> None:
 
 
 class IntegerEngine:
-    """A session of the core."""
+    """A session of the core, or one that stands in for it."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, opened: Callable[[core.Program, core.Plan], Any] = core.Session) -> None:
         held = artifact.read(job.file(".fmpq"))
         settings = {**held.plan, "bits": tuple(held.plan["bits"]), "threads": job.threads, **job.extra}
         self.job, self.program = job, core.Program(held.program)
-        self.session = core.Session(self.program, core.Plan(**settings))
+        self.session = opened(self.program, core.Plan(**settings))
         for index, layer in enumerate(held.layers):
             state = core.LayerState(layer.bits, layer.guard, layer.step, layer.planes, layer.params)
             self.session.load(index, state)
@@ -53,6 +55,8 @@ class IntegerEngine:
             "isa": core.isa(),
             "planned_bytes": self.session.planned_bytes,
             "measured_bytes": self.session.measured_bytes,
+            "files": sizes(self.job.file(".fmpq")),
+            "runtime": sizes(Path(native.library()._name)),
             "model": f"{self.job.bits:g} bits, {self.job.act_bits}-bit activations, crop and flip in the step",
         }
 
@@ -63,7 +67,12 @@ class IntegerEngine:
         if self.job.lasso:
             for index in range(len(self.program.weight_layers)):
                 self.session.set_count(index)
-        return stats.loss_q16 / 65536 / stats.count
+        return float(stats.loss_q16 / 65536 / stats.count)
+
+
+def sizes(*files: Path) -> dict[str, int]:
+    """Bytes of files, by name."""
+    return {file.name: file.stat().st_size for file in files}
 
 
 def load(job: Job) -> IntegerEngine:

@@ -7,6 +7,7 @@ batch-norms does not load (it is not used here).
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fedmpq.bench.job import Job
@@ -75,7 +76,7 @@ class OrtEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = job.threads
         options.inter_op_num_threads = 1
-        self.version = onnxruntime.__version__
+        self.version, self.home, self.folder = onnxruntime.__version__, Path(onnxruntime.__file__).parent, folder
         self.state = CheckpointState.load_checkpoint(str(folder / "checkpoint"))
         self.module = Module(str(folder / "training_model.onnx"), self.state, session_options=options)
         self.optimizer = Optimizer(str(folder / "optimizer_model.onnx"), self.module)
@@ -86,8 +87,15 @@ class OrtEngine:
         self.labels = np.array(job.labels(), np.int64)
 
     def details(self) -> dict[str, Any]:
-        """Version."""
-        return {"version": self.version, "model": "fp32"}
+        """Version, files and the runtime's library."""
+        library = max((Path(self.home) / "capi").glob("*.so*"), key=lambda file: file.stat().st_size)
+        names = ("training_model.onnx", "optimizer_model.onnx", "checkpoint")
+        return {
+            "version": self.version,
+            "files": {name: (self.folder / name).stat().st_size for name in names},
+            "runtime": {library.name: library.stat().st_size},
+            "model": "fp32",
+        }
 
     def step(self) -> float:
         """Forward, backward, update."""
