@@ -64,6 +64,8 @@ def of_strategies(document: dict[str, Any]) -> list[dict[str, Any]]:
                 "bytes_down": run["bytes_down"],
                 "device_bytes": max(last) if last else memory,
                 "least_device_bytes": min(last) if last else memory,
+                "layers": [],
+                "layer_bits": [],
                 "method": {key: config.get(key) for key in _METHOD},
                 "command": command,
             }

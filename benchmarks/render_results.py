@@ -116,7 +116,11 @@ def federated(result: dict[str, Any]) -> str:
         "50,000 images: its figures stand beside ours for the order of the systems only.",
         "",
     ]
-    for column in sorted({run["column"] for run in result["runs"]}, reverse=False):
+    if (PAGE.parent / "figures" / "federated-accuracy.png").is_file():
+        lines += ["![accuracy by round](figures/federated-accuracy.png)", ""]
+    if (PAGE.parent / "figures" / "federated-bits.png").is_file():
+        lines += ["![bits by layer and round](figures/federated-bits.png)", ""]
+    for column in sorted({run["column"] for run in result["runs"]}):
         runs = [run for run in result["runs"] if run["column"] == column]
         rows = []
         for name in dict.fromkeys(name_of(run) for run in runs):

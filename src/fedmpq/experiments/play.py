@@ -104,6 +104,8 @@ def entry(cell: Cell, found: Mapping[str, Any], clients: int) -> dict[str, Any]:
         "clients": clients,
         "rounds": len(accuracies),
         **{key: found[key] for key in ("judged_on", "bytes_up", "bytes_down", "device_bytes", "least_device_bytes")},
+        "layers": [layer["name"] for layer in found["layers"]],
+        "layer_bits": plots.mean_bits(found["rounds"]).round(2).tolist() if found["layers"] else [],
     }
 
 
