@@ -19,7 +19,7 @@ from fedmpq.edge_runtime.topics import checked_name
 from fedmpq.errors import ConfigError, FedmpqError
 
 VERSION: Final = 1
-#: Bytes a credentials file may have; a real one has about 3,000.
+#: Bytes a credentials file may have; a real one has about 1,600.
 MAX_SIZE: Final = 64 * 1024
 _BLOCK = re.compile(r"-----BEGIN ([A-Z ]+)-----\n[A-Za-z0-9+/=\n]+-----END \1-----\n?")
 

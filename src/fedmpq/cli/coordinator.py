@@ -186,6 +186,8 @@ def enroll(
     Writes one file with the device's certificate, its key and the broker's address; bring it to the device by a way
     that others cannot read, and start `fedmpq device run --credentials FILE`. Enrolling again ends what it had before.
     """
+    import time
+
     from fedmpq.coordinator.enrolment import Enrolment
 
     if revoke == (out is not None):
@@ -206,7 +208,8 @@ def enroll(
         "not_after": credentials.not_after,
         "file": out,
     }
-    emit(result, as_json)
+    ends = time.strftime("%Y-%m-%d", time.gmtime(credentials.not_after))
+    emit(result, as_json, lambda r: click.echo(f"{out}: {device} of fleet {r['fleet']} at {r['broker']}, until {ends}"))
 
 
 def _run_of(
