@@ -140,7 +140,7 @@ class Coordinator:
 class Rig:
     """One device and its coordinator on a loopback broker, on a simulated clock."""
 
-    def __init__(self, folder: Path, *, limit: int = 10**8, samples: int = 40, **faults: Any) -> None:
+    def __init__(self, folder: Path, *, limit: int | None = 10**8, samples: int = 40, **faults: Any) -> None:
         self.folder = folder
         self.limit = limit
         self.clock = Clock()
@@ -158,10 +158,14 @@ class Rig:
         self.store = Store(self.folder / "state", DEVICE)
         self.link = self.broker.transport(f"fmpq-{FLEET}-{DEVICE}")
         options = Options(FLEET, DEVICE, Limits(self.limit))
-        self.agent = Agent(
+        self.agent = self.make_agent(options)
+        self.agent.start()
+
+    def make_agent(self, options: Options) -> Agent:
+        """The agent of a process that trains itself."""
+        return Agent(
             options, self.link, self.store, Shard(self.shard), core, clock=self.clock, trials=trials_in_process
         )
-        self.agent.start()
 
     def kill(self) -> None:
         """End the process as kill -9 does: nothing is said, nothing is flushed."""

@@ -1,6 +1,7 @@
 /* fedmpq-edge: the core as one static program for devices without Python. Standard output holds results, standard error the rest. */
 #define _DEFAULT_SOURCE
 #include "artifact.h"
+#include "boot_linux.h"
 #include "golden.h"
 #include "memory_linux.h"
 #include "serve_linux.h"
@@ -17,17 +18,22 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static const char usage[] =
     "usage: fedmpq-edge COMMAND ...\n"
     "  selftest [CASE...] [--isa NAME] [--threads N]   fixed trainings; prints the SHA-256 of their final states\n"
-    "  profile [ARTIFACT] [--limit BYTES] [--threads N] what this device has; what the artifact takes at 1..8 bits\n"
+    "  profile [ARTIFACT] [--limit BYTES] [--threads N] [--batch N]\n"
+    "                                                  what this device has; what the artifact takes at 1..8 bits,\n"
+    "                                                  planned, and measured by a step in a process of its own\n"
     "  inspect ARTIFACT                                checks a file and prints its plan\n"
     "  train ARTIFACT SHARD [--epochs N] [--lr R] [--decay R] [--momentum R] [--seed N] [--limit BYTES]\n"
-    "        [--threads N] [--isa NAME] [--out FILE]    trains and prints a line for each epoch\n"
+    "        [--batch N] [--threads N] [--isa NAME] [--out FILE]\n"
+    "                                                  trains and prints a line for each epoch\n"
     "  serve [--limit BYTES] [--isa NAME]              a gateway trains here, over standard input and output\n"
     "  hash FILE                                       SHA-256 of a file\n"
+    "As process 1 it runs the command lines in " FMPQ_BOOT_COMMANDS " and switches the system off.\n"
     "exit codes: 0 done, 2 wrong usage, 5 malformed file, 7 memory too small, 8 integer core, 1 anything else\n"
     "example: fedmpq-edge train resnet8.fmpq client-0.shard --epochs 2 --out trained.fmpq\n";
 
@@ -54,7 +60,7 @@ typedef struct options {
     const char *words[64];
     int n_words;
     const char *isa, *out;
-    uint64_t threads, epochs, seed, limit;
+    uint64_t threads, epochs, seed, limit, batch;
     double lr, decay, momentum;
 } options;
 
@@ -98,6 +104,8 @@ static int parse(int argc, char **argv, options *o)
             good = whole(value, 1, 64, &o->threads);
         else if (!strcmp(name, "--epochs"))
             good = whole(value, 1, 1000000, &o->epochs);
+        else if (!strcmp(name, "--batch"))
+            good = whole(value, 1, 4096, &o->batch);
         else if (!strcmp(name, "--seed"))
             good = whole(value, 0, 0xffffffffu, &o->seed);
         else if (!strcmp(name, "--limit"))
@@ -178,8 +186,9 @@ static void close_arena(arena *a)
     memset(a, 0, sizeof(*a));
 }
 
-/* A session in exactly the planned bytes, touched at once: what cannot be had is refused here and not in the middle of a step. */
-static int open_arena(const fmpq_program *p, const fmpq_plan *plan, uint64_t limit, arena *a)
+/* A session in exactly the planned bytes, touched at once: what cannot be had is refused here and not in the middle of a step.
+ * Without a limit the memory measured is one, less `beside`: what the caller will take for a batch. */
+static int open_arena(const fmpq_program *p, const fmpq_plan *plan, uint64_t limit, uint64_t beside, arena *a)
 {
     fmpq_memory mem;
     fmpq_system_memory now;
@@ -195,7 +204,7 @@ static int open_arena(const fmpq_program *p, const fmpq_plan *plan, uint64_t lim
     }
     fmpq_measure_memory(&now);
     if (!limit)
-        limit = now.budget;
+        limit = now.budget > beside ? now.budget - beside : 0;
     a->planned = mem.total;
     a->state = mem.state;
     if (mem.total > limit) {
@@ -241,7 +250,7 @@ static int golden(const fmpq_golden *g, uint32_t threads)
     memset(&r, 0, sizeof(r));
     fmpq_sha256_of(bytes, len, r.program);
     fmpq_golden_plan(g, &program, threads, &plan);
-    err = open_arena(&program, &plan, UINT64_MAX, &a);
+    err = open_arena(&program, &plan, UINT64_MAX, 0, &a);
     if (err)
         return err;
     scratch = malloc(fmpq_golden_scratch(&program));
@@ -290,6 +299,10 @@ static int open_artifact(const char *path, const options *o, file *f, fmpq_artif
         return fail_core(path, err);
     if (o->threads)
         a->plan.threads = (uint8_t)o->threads;
+    if (o->batch) {
+        a->batch = a->plan.batch = (uint32_t)o->batch;
+        a->plan.accumulate = 0;
+    }
     return 0;
 }
 
@@ -336,6 +349,54 @@ static int inspect(const options *o)
     return 0;
 }
 
+/* One step on a grey batch with zero weights, in a process of its own: its peak of resident memory, 0 where it did not end well. */
+static uint64_t trial(const fmpq_program *p, const fmpq_plan *plan, uint64_t limit)
+{
+    const size_t pixels = (size_t)p->in_h * p->in_w * p->in_c;
+    uint64_t peak = 0;
+    int ends[2], status;
+    pid_t child;
+    if (pipe(ends))
+        return 0;
+    fflush(stdout);
+    child = fork();
+    if (!child) {
+        uint8_t *images = malloc(plan->batch * pixels);
+        uint16_t *labels = calloc(plan->batch, sizeof(*labels));
+        const fmpq_key key = {0, 0, 0, 0};
+        fmpq_system_memory now;
+        fmpq_stats stats;
+        fmpq_hyper h;
+        arena a;
+        memset(&h, 0, sizeof(h));
+        h.lr = from_double(0.1);
+        if (!images || !labels || open_arena(p, plan, limit, 0, &a))
+            _exit(7);
+        memset(images, 128, plan->batch * pixels);
+        if (fmpq_step(a.session, images, labels, plan->batch, &h, key, &stats))
+            _exit(8);
+        fmpq_measure_memory(&now);
+        _exit(write(ends[1], &now.peak, sizeof(now.peak)) != sizeof(now.peak));
+    }
+    close(ends[1]);
+    if (child > 0 && read(ends[0], &peak, sizeof(peak)) != sizeof(peak))
+        peak = 0;
+    close(ends[0]);
+    if (child > 0)
+        waitpid(child, &status, 0);
+    return peak;
+}
+
+static void print_size(const fmpq_artifact *a, const fmpq_plan *plan, unsigned n, uint64_t bytes, uint64_t budget)
+{
+    const uint64_t peak = bytes <= budget ? trial(&a->parsed, plan, budget) : 0;
+    printf("%s{\"bits\":%u,\"planned_bytes\":%" PRIu64 ",\"fits\":%s,\"peak_bytes\":", n > 1 ? "," : "", n, bytes, peak ? "true" : "false");
+    if (peak)
+        printf("%" PRIu64 "}", peak);
+    else
+        printf("null}");
+}
+
 static int profile(const options *o)
 {
     static fmpq_artifact a;
@@ -374,7 +435,7 @@ static int profile(const options *o)
                 plan.bits[a.layer[i].record] = (uint8_t)n;
             if (planned(&a.parsed, &plan, &bytes))
                 break;
-            printf("%s{\"bits\":%u,\"planned_bytes\":%" PRIu64 ",\"fits\":%s}", n > 1 ? "," : "", n, bytes, bytes <= m.budget ? "true" : "false");
+            print_size(&a, &plan, n, bytes, m.budget);
         }
         printf("]");
     }
@@ -485,7 +546,7 @@ static int train(const options *o)
         err = fmpq_shard_fits(&s, &a.parsed);
     if (err)
         return fail_core(o->words[1], err);
-    err = open_arena(&a.parsed, &a.plan, o->limit, &m);
+    err = open_arena(&a.parsed, &a.plan, o->limit, a.batch * (s.image_bytes + sizeof(uint16_t)) + s.count * sizeof(uint32_t), &m);
     if (err)
         return err;
     err = fmpq_artifact_load(&a, m.session);
@@ -530,6 +591,8 @@ int main(int argc, char **argv)
     } commands[] = {{"selftest", selftest}, {"profile", profile}, {"inspect", inspect}, {"train", train}, {"serve", serve}, {"hash", hash}};
     options o;
     int err;
+    if (getpid() == 1 && !access(FMPQ_BOOT_COMMANDS, R_OK))
+        fmpq_boot(argv[0]);
     if (argc < 2 || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")) {
         fputs(usage, argc < 2 ? stderr : stdout);
         return argc < 2 ? 2 : 0;

@@ -13,8 +13,8 @@ from fedmpq.toolchain.compile import compile_all, link
 from fedmpq.toolchain.sources import COMMON, WARNINGS, Unit
 
 PORTS = (
-    "artifact.c", "edge_main.c", "golden.c", "json.c", "memory_linux.c", "pool_pthread.c", "serial_frame.c",
-    "serial_server.c", "serve_linux.c", "sha256.c", "shard.c",
+    "artifact.c", "boot_linux.c", "edge_main.c", "golden.c", "json.c", "memory_linux.c", "pool_pthread.c",
+    "serial_frame.c", "serial_server.c", "serve_linux.c", "sha256.c", "shard.c",
 )  # fmt: skip
 
 
