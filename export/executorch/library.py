@@ -105,8 +105,8 @@ def _files() -> list[Path]:
     """Everything the library is made of, headers included."""
     here = Path(__file__).resolve().parent / "native"
     own = [here / name for name in (*_OWN, "backend.h", "section.h", "session.h")]
-    packaged = here / "core"
-    return own + (_ports(packaged, packaged) if packaged.is_dir() else _checkout())
+    installed = here / "ports"  # a wheel has them there
+    return own + (_ports(installed, installed) if installed.is_dir() else _checkout())
 
 
 def _checkout() -> list[Path]:
