@@ -53,6 +53,12 @@ class RemoteCore:
         """A session on the device."""
         return RemoteSession(self.link, program, plan, limit)
 
+    def planned_there(self, program: core.Program, plan: core.Plan) -> int:
+        """Arena bytes of a plan by the device's own planner; the same as `plan_memory` gives here."""
+        _give(self.link, program)
+        total, _ = struct.unpack("<QQ", self.link.request(PLAN, _plan_bytes(program, plan)))
+        return int(total)
+
     def facts(self) -> Facts:
         """Where the device's bytes go."""
         return Facts(*_FACTS.unpack(self.link.request(FACTS)))
@@ -92,10 +98,7 @@ class RemoteSession:
                 available=link.info.records,
                 hint="build the firmware with --records",
             )
-        if link.info.program != program.sha256:
-            self._send(_MAILBOX, program.data)
-            link.request(PROGRAM, _checked(program.data))
-            link.info = link.info.with_program(program.sha256)
+        _give(link, program)
         total, _, samples = struct.unpack("<QQQ", link.request(OPEN, _plan_bytes(program, plan)))
         if total != self.planned_bytes:
             raise FirmwareError(
@@ -123,9 +126,9 @@ class RemoteSession:
                 f"{guard} guard planes"
             )
         for number, plane in enumerate(state.planes):
-            self._send(_MAILBOX, plane)
+            _send(self._link, _MAILBOX, plane)
             self._link.request(PLANE, struct.pack("<HH", index, number) + _checked(plane))
-        self._send(_MAILBOX, state.params)
+        _send(self._link, _MAILBOX, state.params)
         self._link.request(PARAMS, struct.pack("<HHIi", index, 0, *state.step) + _checked(state.params))
 
     def read(self, index: int) -> core.LayerState:
@@ -162,15 +165,10 @@ class RemoteSession:
         data = pixels + bytes(len(pixels) % 2) + numbers
         if len(data) > self._samples:
             raise ArenaTooSmall(self.planned_bytes + len(data), self.planned_bytes + self._samples)
-        self._send(_SAMPLES, data)
+        _send(self._link, _SAMPLES, data)
         request = struct.pack("<4III", *key, count, zlib.crc32(data))
         loss, correct, counted = struct.unpack("<qII", self._link.request(kind, request, work=True))
         return core.Stats(loss, correct, counted)
-
-    def _send(self, space: int, data: bytes) -> None:
-        size = self._link.info.payload - 5
-        for at in range(0, len(data), size):
-            self._link.request(WRITE, struct.pack("<BI", space, at) + data[at : at + size])
 
     def _read_plane(self, index: int, number: int, size: int) -> bytes:
         out = b""
@@ -188,6 +186,20 @@ class RemoteSession:
             facts = head.unpack_from(reply)
             out += reply[head.size :]
         return out, facts
+
+
+def _give(link: Link, program: core.Program) -> None:
+    """Sends the program where the device holds another."""
+    if link.info.program != program.sha256:
+        _send(link, _MAILBOX, program.data)
+        link.request(PROGRAM, _checked(program.data))
+        link.info = link.info.with_program(program.sha256)
+
+
+def _send(link: Link, space: int, data: bytes) -> None:
+    size = link.info.payload - 5
+    for at in range(0, len(data), size):
+        link.request(WRITE, struct.pack("<BI", space, at) + data[at : at + size])
 
 
 def _samples_size(program: core.Program, batch: int) -> int:

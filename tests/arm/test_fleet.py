@@ -6,6 +6,7 @@ with 256 KB of RAM in qemu-system-arm behind `fedmpq device gateway`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from fedmpq.coordinator.source import Source
 from fedmpq.edge_runtime.shard import write_shard
 from tests.helpers import arm64, programs
 from tests.helpers.emulated_board import emulated
+from tests.helpers.results import keep
 
 pytestmark = pytest.mark.arm
 
@@ -141,6 +143,26 @@ def test_the_global_model_is_that_of_a_simulation(tmp_path: Path) -> None:
     assert {p["rounds_trained"] for p in printed.values()} == {ROUNDS}
     models = [run.blobs.get(run.journal.meta("model") or "") for run in (running.run, twin.run)]
     assert models[0] == models[1]
-    print(limits, {d["device"]: d["bits"] for d in rounds[-1]["devices"]})
+    last = {d["device"]: d for d in rounds[-1]["devices"]}
+    keep(
+        "arm-fleet",
+        {
+            "command": "make test-gateway RESULTS=benchmarks/results",
+            "rounds": ROUNDS,
+            "model_sha256": hashlib.sha256(models[0]).hexdigest(),
+            "simulated_sha256": hashlib.sha256(models[1]).hexdigest(),
+            "devices": [
+                {
+                    "device": name,
+                    "machine": profiles[name]["machine"],
+                    "isa": profiles[name]["isa"],
+                    "limit_bytes": limits[name],
+                    "limit_source": profiles[name]["limit_source"],
+                    **{key: last[name][key] for key in ("bits", "planned_bytes", "measured_bytes")},
+                }
+                for name in FLEET
+            ],
+        },
+    )
     running.close()
     twin.close()

@@ -60,6 +60,9 @@ def test_a_board_trains_the_same_bits_and_plans_the_same_bytes(profile: str, bit
     with emulated(profile) as board:
         link = link_to(board)
         assert link.info.board == profile
+        for width, options in [(1, {}), (4, {"guard": 2, "act_bits": 8}), (8, {"momentum": True, "recompute": False})]:
+            asked = plan(width, **options)
+            assert RemoteCore(link).planned_there(PROGRAM, asked) == core.plan_memory(PROGRAM, asked).total
         session = remote(link, bits)
         assert session.measured_bytes == core.plan_memory(PROGRAM, plan(bits)).total
         assert train(session, bits) == train(core.Session(PROGRAM, plan(bits)), bits)

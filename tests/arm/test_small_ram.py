@@ -18,6 +18,7 @@ from fedmpq.edge_runtime.weights import LayerBlobs
 from fedmpq.firmware_profiles import load
 from fedmpq.toolchain import edge as build
 from tests.helpers import arm64, edge, initramfs, programs
+from tests.helpers.results import keep
 
 pytestmark = pytest.mark.arm
 
@@ -42,6 +43,11 @@ PROGRAM = core.Program(NET.build())
 
 def planned(batch: int) -> int:
     return core.plan_memory(PROGRAM, core.Plan(bits=(4,) * len(PROGRAM.weight_layers), batch=batch)).total
+
+
+def sample_bytes(batch: int) -> int:
+    """What the program holds beside the arena: a batch, and the order of the samples."""
+    return batch * (64 * 64 * 3 + 2) + 4 * IMAGES
 
 
 def model() -> artifact.Artifact:
@@ -105,6 +111,24 @@ def test_a_step_that_fits_runs_and_the_first_that_does_not_is_refused(tmp_path: 
     facts = [json.loads(line) for line in re.findall(r'^\{"version".*\}', console, re.MULTILINE)]
     assert facts[0]["ram_bytes"] < RAM_MIB << 20
     assert planned(BATCHES[fitting - 1]) <= facts[0]["budget_bytes"] < facts[0]["available_bytes"]
+    assert planned(BATCHES[fitting]) + sample_bytes(BATCHES[fitting]) > facts[0]["budget_bytes"] - (2 << 20)
     peaks = [row["peak_bytes"] for row in facts[1]["plans"]]
     assert all(peak > row["planned_bytes"] for peak, row in zip(peaks, facts[1]["plans"], strict=True))
-    print(facts[0], {batch: (planned(batch), ended[step]) for batch, step in zip(BATCHES, steps, strict=True)})
+    keep(
+        "arm-small-ram",
+        {
+            "command": "make test-gateway RESULTS=benchmarks/results",
+            "ram_mib": RAM_MIB,
+            **{name: facts[0][name] for name in ("ram_bytes", "available_bytes", "budget_bytes")},
+            "steps": [
+                {
+                    "batch": batch,
+                    "planned_bytes": planned(batch),
+                    "sample_bytes": sample_bytes(batch),
+                    "end": ended[step],
+                }
+                for batch, step in zip(BATCHES, steps, strict=True)
+            ],
+            "without_limit": ended[reckless],
+        },
+    )

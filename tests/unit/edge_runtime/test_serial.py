@@ -93,6 +93,7 @@ def test_an_altered_frame_is_never_taken(payload: bytes, data: st.DataObject) ->
 def test_a_remote_session_trains_the_same_bits(link: Link) -> None:
     session = RemoteCore(link).Session(PROGRAM, PLAN, LIMIT)
     assert session.planned_bytes == session.measured_bytes == core.plan_memory(PROGRAM, PLAN).total
+    assert RemoteCore(link).planned_there(PROGRAM, PLAN) == session.planned_bytes
     assert train(session) == expected()
     assert link.counters.repeats == link.counters.damaged == 0
 
