@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmpq import __version__
-from fedmpq.coordinator import layout, planes
+from fedmpq.coordinator import layout, planes, strategies
 from fedmpq.coordinator.blobs import BlobStore
 from fedmpq.coordinator.config import RunConfig
 from fedmpq.coordinator.global_model import GlobalModel
@@ -35,9 +35,11 @@ def export(journal: Journal, directory: Path, bits: int, round_no: int | None, o
         raise StateError(f"{directory} holds no run yet")
     blobs = BlobStore(directory / "blobs")
     program = blobs.get(program_id)
-    shapes = layout.of_program(program)
     config = RunConfig.from_dict(json.loads(journal.meta("config") or "{}"))
     model_id = _model_of(journal, round_no)
+    if config.strategy in strategies.FLOAT_STRATEGIES:
+        return _export_state(program, blobs.get(model_id), out) | {"global_model": model_id}
+    shapes = layout.of_program(program)
     model = GlobalModel.from_bytes(blobs.get(model_id), shapes)
     layers = []
     for index, shape in enumerate(shapes.layers):
@@ -60,6 +62,28 @@ def export(journal: Journal, directory: Path, bits: int, round_no: int | None, o
     manifest = {"model": config.run, "run": config.run, "global_model": model_id, "fedmpq": __version__}
     size = artifact.write(out, artifact.Artifact(program, tuple(layers), plan, manifest))
     return {"file": out, "bytes": size, "bits": bits, "global_model": model_id, "program": program_id}
+
+
+def _export_state(bundle: bytes, state: bytes, out: Path) -> dict[str, Any]:
+    """A full-precision model as a PyTorch state dict, under the names of the module it was made of."""
+    import io
+
+    import numpy as np
+    import torch
+
+    from fedmpq.edge_runtime import container
+    from fedmpq.edge_runtime.ort import bundle as bundles
+
+    parsed, values, at = bundles.parse(bundle), np.frombuffer(state, "<f4"), 0
+    tensors = {}
+    for value in parsed.values:
+        part = values[at : at + value.size].reshape(value.shape).copy()
+        tensors[value.name] = torch.from_numpy(part)
+        at += value.size
+    written = io.BytesIO()
+    torch.save(tensors, written)
+    container.write_atomic(out, written.getvalue())
+    return {"file": out, "bytes": len(written.getvalue()), "model": parsed.model, "values": parsed.size}
 
 
 def _model_of(journal: Journal, round_no: int | None) -> str:

@@ -53,12 +53,6 @@ class QuantisedNet(nn.Module):
             self.register_buffer(prefix + "gamma", torch.from_numpy(weights.gamma).float()[:, None, None])
             self.register_buffer(prefix + "beta", torch.from_numpy(weights.beta).float()[:, None, None])
 
-        if step.record.skip_kind is Skip.OPTION_A:  # the runtime has no slices by 2 of maps in channels-last order
-            channels = self.net.shape(step.record.skip)[2]
-            select = torch.zeros(step.record.cout, channels, 1, 1)
-            select[step.record.skip_pad_c : step.record.skip_pad_c + channels, :, 0, 0] = torch.eye(channels)
-            self.register_buffer(prefix + "select", select)
-
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images."""
         values = [images.float() - self.get_buffer("mean")]
@@ -81,7 +75,9 @@ class QuantisedNet(nn.Module):
         if r.skip_kind is Skip.IDENTITY:
             out = out + values[r.skip]
         elif r.skip_kind is Skip.OPTION_A:
-            out = out + F.conv2d(values[r.skip], self._buffer(step, "select"), stride=2)
+            behind = r.cout - r.skip_pad_c - self.net.shape(r.skip)[2]
+            half = F.max_pool2d(values[r.skip], 1, 2)  # the runtime has no slices by 2 of maps in channels-last order
+            out = out + F.pad(half, (0, 0, 0, 0, r.skip_pad_c, behind))
         return _grid(out, step.grid)
 
     def _convolution(self, step: Step, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fedmpq.cli._common import emit, example, human_bytes, json_option, note, print_table
+from fedmpq.cli._deploy import deploy, inference_option, print_forms
 from fedmpq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -457,7 +458,11 @@ _control("cancel", "End the run now: devices drop the round, the coordinator sto
 
 
 @command.command(
-    "export-model", epilog=example("fedmpq coordinator export-model --bits 4 --out model.fmpq --dir fedmpq-run")
+    "export-model",
+    epilog=example(
+        "fedmpq coordinator export-model --bits 4 --out model.fmpq --dir fedmpq-run",
+        "fedmpq coordinator export-model --out model.fmpq --inference all --test shards/test.shard",
+    ),
 )
 @_dir_option
 @click.option("--bits", type=click.IntRange(1, 8), default=8, help="Bits of every layer.")
@@ -465,14 +470,37 @@ _control("cancel", "End the run now: devices drop the round, the coordinator sto
     "--round", "round_no", type=click.IntRange(0), help="Which round's result, 0 for the first model; else the latest."
 )
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Artifact file to write.")
+@inference_option
+@click.option("--test", type=click.Path(path_type=Path), help="Shard to judge the forms of --inference on.")
 @json_option
-def export_model(directory: Path, bits: int, round_no: int | None, out: Path, as_json: bool) -> None:
-    """Write a global model as an artifact."""
+def export_model(
+    directory: Path,
+    bits: int,
+    round_no: int | None,
+    out: Path,
+    inference: tuple[str, ...],
+    test: Path | None,
+    as_json: bool,
+) -> None:
+    """Write a global model as an artifact, and for inference.
+
+    A full-precision run's model is written as a PyTorch state dict.
+    """
     from fedmpq.coordinator.model_export import export
 
     with _journal(directory) as journal:
         result = export(journal, directory, bits, round_no, out)
-    emit(result, as_json)
+    if not inference:
+        emit(result, as_json)
+        return
+    if "program" not in result:
+        raise UsageError("a full-precision model has no integer weights to export", "leave --inference out")
+    from fedmpq.edge_runtime import artifact
+    from fedmpq.edge_runtime.shard import Shard
+
+    shard = Shard(test) if test is not None else None
+    result |= deploy(artifact.read(out), inference, out.with_suffix(""), out.stem, shard)
+    emit(result, as_json, print_forms)
 
 
 def _print_status(result: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fedmpq.cli._common import emit, example, human_bytes, json_option, note
+from fedmpq.cli._deploy import deploy, inference_option, print_forms
 from fedmpq.cli._models import (
     MODEL_HELP,
     ModelOptions,
@@ -33,6 +34,7 @@ TARGETS = ("native", "c", "onnx", "executorch", "ort-training")
         "fedmpq export mypackage.net:build --input 1x28x28 --memory 300KiB",
         "fedmpq export resnet8 --bits 4 --target executorch --out resnet8.pte",
         "fedmpq export resnet8 --data fashion-mnist --target ort-training",
+        "fedmpq export trained.fmpq --inference all --data digits",
     )
 )
 @click.argument("model")
@@ -40,9 +42,12 @@ TARGETS = ("native", "c", "onnx", "executorch", "ort-training")
 @plan_options
 @click.option("--scale", type=click.Choice(["mse", "max"]), default="mse", help="How a layer's step is chosen.")
 @click.option("--target", type=click.Choice(TARGETS), default="native", help="What to write.")
+@inference_option
 @click.option("--out", type=click.Path(path_type=Path), help="File or folder to write.  [default: MODEL.fmpq]")
 @json_option
-def command(model: str, scale: Any, target: str, out: Path | None, as_json: bool, **options: Any) -> None:
+def command(
+    model: str, scale: Any, target: str, inference: tuple[str, ...], out: Path | None, as_json: bool, **options: Any
+) -> None:
     """Compile a PyTorch model into an artifact for a budget.
 
     MODEL is a built-in model (resnet8, resnet20, resnet44), package.module:factory or file.py:factory. The budget is an
@@ -52,11 +57,16 @@ def command(model: str, scale: Any, target: str, out: Path | None, as_json: bool
     executorch (a .pte whose delegate is the integer core and enforces --memory where it is loaded; MODEL may be an
     artifact), ort-training (the full-precision model for `fedmpq device run --engine ort-training` and ONNX Runtime's
     own training interface).
+
+    With --inference, MODEL is a trained artifact: each form is judged beside the core on the test images of --data.
     """
     from fedmpq.edge_runtime import core
     from fedmpq.export.build import build_artifact
 
     model_choice, plan_choice = take_model(options), take_plan(options)
+    if inference:
+        emit(_inference(model, inference, model_choice.data, out), as_json, print_forms)
+        return
     if target == "ort-training" and not is_artifact(model):
         emit(_ort_training(model, model_choice, out), as_json, _print_bundle)
         return
@@ -102,6 +112,25 @@ def _print(result: dict[str, Any]) -> None:
     )
     for file in result["files"]:
         click.echo(f"{file}  {human_bytes(file.stat().st_size)}")
+
+
+def _inference(model: str, forms: tuple[str, ...], data: str | None, out: Path | None) -> dict[str, Any]:
+    """Writes a trained artifact for inference."""
+    from fedmpq.edge_runtime import artifact
+
+    if not is_artifact(model):
+        raise UsageError(f"{model} is not a trained artifact", "train it first: fedmpq train, or a federated run")
+    test = None
+    if data is not None:
+        from fedmpq.cli._common import progress
+        from fedmpq.coordinator.samples import ArraySamples
+        from fedmpq.data import load
+
+        found = load(data, report=progress)
+        test = ArraySamples(found.test.images, found.test.labels, len(found.classes))
+    source = Path(model)
+    stem = (out / source.stem if out.is_dir() else out.with_suffix("")) if out is not None else Path(source.stem)
+    return deploy(artifact.read(source), forms, stem, source.stem, test)
 
 
 def _ort_training(model: str, choice: ModelOptions, out: Path | None) -> dict[str, Any]:
