@@ -18,12 +18,10 @@ from time import monotonic
 
 from fedmpq.coordinator import source
 from fedmpq.coordinator.attacks import Attack
-from fedmpq.coordinator.samples import ArraySamples
-from fedmpq.coordinator.service import make_config, parse_setting
+from fedmpq.coordinator.service import parse_setting
 from fedmpq.coordinator.simulate import Simulation
-from fedmpq.data import dirichlet, iid, load
-
-BUDGETS = (2, 2, 2, 2, 4, 4, 4, 6, 6, 8)
+from fedmpq.experiments.run import config_of
+from fedmpq.experiments.setting import Setting, prepare
 
 
 def main() -> None:
@@ -39,39 +37,31 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--attacks", default="none,label-flip:0.2,scale:0.2:10")
-    parser.add_argument("--rules", default="none,clip,trimmed,median")
+    parser.add_argument("--rules", default="none,clip,trimmed,referee")
+    parser.add_argument("--referee", type=int, default=200, help="training images kept from the clients in every run")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     runs = []
     for seed in map(int, options.seeds.split(",")):
-        data = load(options.data, seed=seed).limit(options.train, options.test, seed)
-        labels = data.train.labels
-        parts = (
-            dirichlet(labels, options.clients, options.alpha, seed)
-            if options.alpha
-            else iid(labels, options.clients, seed)
-        )
-        fleet = {
-            f"client-{p.client}": ArraySamples(data.train.images[p.indices], labels[p.indices], len(data.classes))
-            for p in parts
-        }
-        test = ArraySamples(data.test.images, data.test.labels, len(data.classes))
+        setting = Setting(
+            data=options.data, model=options.model, clients=options.clients, alpha=options.alpha or None, seed=seed,
+            rounds=options.rounds, epochs=options.epochs, lr=options.lr, train=options.train, test=options.test,
+            referee=options.referee,
+        )  # fmt: skip
+        prepared = prepare(setting)
         for attack in options.attacks.split(","):
             for rule in options.rules.split(","):
-                values = {
-                    "run": "byzantine", "rounds": options.rounds, "epochs": options.epochs, "lr": options.lr,
-                    "seed": seed, "min_devices": len(fleet), "eval_budgets": False, "deadline_s": 86400.0,
-                    "budgets": {name: float(BUDGETS[i % len(BUDGETS)]) for i, name in enumerate(fleet)},
-                    "robust": rule, **dict(parse_setting(text) for text in options.settings),
-                }  # fmt: skip
-                config = make_config("fedmpq", values)
-                pad = min(16, test.shape[0] // 8) if config.crop else 0
-                origin = source.of_model(options.model, test, bytes(data.mean), crop_pad=pad, seed=seed)
+                keys = {"robust": rule, **dict(parse_setting(text) for text in options.settings)}
+                config = config_of("fedmpq", prepared, keys)
+                mean, test = bytes(prepared.dataset.mean), prepared.judged
+                origin = source.of_model(options.model, test, mean, crop_pad=prepared.crop_pad, seed=seed)
                 began = monotonic()
                 with tempfile.TemporaryDirectory() as folder:
                     made = None if attack == "none" else Attack.parse(attack)
-                    simulation = Simulation(Path(folder), config, origin, fleet, test, attack=made)
+                    simulation = Simulation(
+                        Path(folder), config, origin, prepared.fleet, test, attack=made, referee=prepared.referee
+                    )
                     rounds = simulation.play()["rounds"]
                     simulation.close()
                 curve = [row["accuracy"] for row in rounds]

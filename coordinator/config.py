@@ -55,7 +55,7 @@ class RunConfig:
         eval_bits: uniform bit-width at which the global model is judged.
         eval_budgets: whether it is also judged at every device's own bit-widths.
         eval_every: evaluate after every so many rounds (and the last).
-        robust: rule against bad clients (robust.RULES): "none", "clip", "trimmed" or "median".
+        robust: rule against bad clients (robust.RULES): "none", "clip", "trimmed", "median", "referee".
         trim_percent: share of the clients' weight cut off at both ends by "trimmed" (and for batch-norm by "clip").
         quarantine_after: refused updates in a row after which a device sits out rounds; 0 for never.
         quarantine_rounds: rounds that it sits out.
@@ -204,6 +204,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "scale": ("max", "mse"),
     "rounding": ("nearest", "stochastic"),
     "aggregation": ("models", "changes"),
-    "robust": ("none", "clip", "trimmed", "median"),
+    "robust": ("none", "clip", "trimmed", "median", "referee"),
     "weighting": ("samples-bits", "samples"),
 }

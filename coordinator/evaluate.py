@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from fedmpq.coordinator import planes
@@ -50,6 +50,16 @@ class TestSet:
 
     def judge(self, model: GlobalModel, bits: Sequence[int]) -> dict[str, Any]:
         """Accuracy and loss at one set of bit-widths, with running statistics."""
+        loss, correct, count = self.totals(model, bits)
+        return {
+            "accuracy": round(100 * correct / count, 4),
+            "loss": round(loss / 65536 / count, 6),
+            "correct": correct,
+            "count": count,
+        }
+
+    def totals(self, model: GlobalModel, bits: Sequence[int]) -> tuple[int, int, int]:
+        """Sum of losses in 2**-16 nat, correct answers, images: exact."""
         session = self.engine.session(self.config.settings, bits)
         guard = self.config.guard
         for index, n in enumerate(bits):
@@ -64,9 +74,10 @@ class TestSet:
             stop = min(start + batch, self.samples.count)
             stats = session.evaluate(self.samples.images(start, stop), self.samples.labels(start, stop))
             loss, correct, count = loss + stats.loss_q16, correct + stats.correct, count + stats.count
-        return {
-            "accuracy": round(100 * correct / count, 4),
-            "loss": round(loss / 65536 / count, 6),
-            "correct": correct,
-            "count": count,
-        }
+        return loss, correct, count
+
+
+def referee(engine: Engine, config: RunConfig, samples: Images) -> Callable[[GlobalModel], int]:
+    """Judges models for the rule "referee": the exact sum of losses at `eval_bits`."""
+    judge = TestSet(engine, config, samples)
+    return lambda model: judge.totals(model, (config.eval_bits,) * len(model.layers))[0]

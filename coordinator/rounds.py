@@ -20,7 +20,7 @@ from fedmpq.coordinator.journal import Row, ints
 from fedmpq.coordinator.policy import Allotment
 from fedmpq.coordinator.run_state import RunState, mean_bits_of
 from fedmpq.edge_runtime import protocol, topics
-from fedmpq.errors import BudgetError, RoundError
+from fedmpq.errors import BudgetError, ConfigError, RoundError
 
 #: Judges a global model: (model, bits per label) -> metrics. See evaluate.
 Evaluator = Callable[[GlobalModel, dict[str, tuple[int, ...]]], dict[str, Any]]
@@ -235,13 +235,24 @@ def _aggregate_robust(run: RunState, row: Row) -> None:
     config, serving = run.config, run.serving(row)
     accepted = [a for a in run.assignments(row["round"]) if a["state"] == "accepted"]
     contributions = [stored_update(run, assignment, row) for assignment in accepted]
+    left_out: list[str] = []
+    if config.robust == "referee":
+        if run.referee is None:
+            raise ConfigError('robust = "referee" needs images to judge with', "--referee SHARD, not the test shard")
+        stay = robust.without_harmful(
+            config.trim_percent, config.aggregation, serving.model, contributions, run.referee
+        )
+        left_out = [a["device"] for i, a in enumerate(accepted) if i not in stay]
+        contributions = [contributions[i] for i in stay]
     merged = robust.merge(config.robust, config.trim_percent, config.aggregation, serving.model, contributions)
     model = run.blobs.put(_with_momentum(run, row, merged).to_bytes())
     bits = robust.mean_bits(contributions)
     with run.journal.transaction("aggregate") as journal:
         fields = {"phase": "adjust", "next_model": model, "next_bits": bits}
         journal.set_fields("rounds", {"round": row["round"]}, fields)
-        journal.event(run.clock(), "aggregated", row["round"], detail=f"{len(accepted)} updates -> {model[:12]}")
+        for device in left_out:
+            journal.event(run.clock(), "left-out", row["round"], device, "its update raises the referee's loss")
+        journal.event(run.clock(), "aggregated", row["round"], detail=f"{len(contributions)} updates -> {model[:12]}")
 
 
 def _with_momentum(run: RunState, row: Row, merged: GlobalModel) -> GlobalModel:

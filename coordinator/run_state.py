@@ -16,6 +16,7 @@ from fedmpq.coordinator.journal import Journal, Row, ints
 from fedmpq.coordinator.layout import Layout
 from fedmpq.coordinator.partial import Summer
 from fedmpq.coordinator.policy import TABLES
+from fedmpq.coordinator.robust import Referee
 from fedmpq.coordinator.serving import Serving
 from fedmpq.errors import ConfigError, StateError
 
@@ -35,6 +36,7 @@ class RunState:
         journal, blobs: durable state.
         plan_bytes: the planner.
         clock: Unix seconds.
+        referee: judges models for the rule "referee" (robust.Referee); None where that rule is not used.
         sums: adds a round's updates up elsewhere (partial.Summer); None does it here.
         traffic: bytes up and down of each device since the round opened.
     """
@@ -47,6 +49,7 @@ class RunState:
     plan_bytes: PlanBytes
     clock: Clock
     sums: Summer | None = None
+    referee: Referee | None = None
     traffic: dict[str, list[int]] = field(default_factory=dict)
     _serving: Serving | None = None
     _round: tuple[int, Row | None] = (-1, None)

@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedmpq.coordinator import enrolment, kinds, partial, strategies
+from fedmpq.coordinator import enrolment, evaluate, kinds, partial, strategies
 from fedmpq.coordinator.blobs import BlobStore
 from fedmpq.coordinator.broker import LOOPBACK, BrokerTls, ManagedBroker
 from fedmpq.coordinator.clock import SteadyClock
 from fedmpq.coordinator.config import RunConfig
+from fedmpq.coordinator.engine import Engine
 from fedmpq.coordinator.enrolment import Enrolment
 from fedmpq.coordinator.gate import Gate
+from fedmpq.coordinator.global_model import GlobalModel
 from fedmpq.coordinator.journal import FILE, Journal
 from fedmpq.coordinator.run_state import RunState
 from fedmpq.coordinator.server import Server
@@ -91,6 +93,7 @@ class Service:
         origin: program and first model.
         test: shard that global models are judged on; None for no evaluation.
         where: how it reaches its fleet.
+        referee: shard that the rule "referee" judges updates on.
         say: receives lines for the operator.
         clock: Unix seconds; by default a clock that does not jump.
     """
@@ -103,6 +106,7 @@ class Service:
         test: Shard | None,
         where: Where,
         *,
+        referee: Shard | None = None,
         say: Callable[[str], object] = str,
         clock: Callable[[], float] | None = None,
     ) -> None:
@@ -124,6 +128,8 @@ class Service:
         try:
             self._workers = _hand_out_sums(self.run, where)
             self.machine = kind.machine(self.run, test)
+            if config.robust == "referee":
+                self.run.referee = _referee(config, origin, referee)
             self.enrolment: Enrolment | None = None
             if not where.insecure:
                 self.enrolment = Enrolment(where.security or directory / "security", where.fleet)
@@ -235,6 +241,13 @@ class Service:
         if self._workers is not None:
             self._workers()
         self.run.close()
+
+
+def _referee(config: RunConfig, origin: Source, shard: Shard | None) -> Callable[[GlobalModel], int]:
+    """Judges updates on a shard; ConfigError without one."""
+    if shard is None:
+        raise ConfigError('robust = "referee" needs images to judge with', "--referee SHARD, not the test shard")
+    return evaluate.referee(Engine("core", origin.program), config, shard)
 
 
 def _hand_out_sums(run: RunState, where: Where) -> Callable[[], object] | None:

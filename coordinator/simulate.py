@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmpq.coordinator import status
+from fedmpq.coordinator import evaluate, status
 from fedmpq.coordinator.admission import PlanBytes, planner_of
 from fedmpq.coordinator.attacks import Attack
 from fedmpq.coordinator.config import RunConfig
@@ -44,6 +44,7 @@ class Simulation:
         origin: program and first model.
         clients: private data by device name.
         judge: images that global models are judged on, None for none.
+        referee: images for the rule "referee"; other ones.
         engine: "core" or "torch".
         workers: clients trained at the same time; 0 takes every core.
         limits: memory limits in bytes by device name, for fleets whose budgets come from memory.
@@ -64,6 +65,7 @@ class Simulation:
         workers: int = 0,
         limits: Mapping[str, int] | None = None,
         attack: Attack | None = None,
+        referee: Images | None = None,
         cluster: RayEngine | None = None,
         progress: Callable[[int], object] = int,
     ) -> None:
@@ -78,6 +80,8 @@ class Simulation:
         plan_bytes = planner_of(origin.program, config.settings)
         run = RunState.open(directory, config, origin.layout, origin.program, origin.initial, plan_bytes, self._clock)
         self.run = run
+        if referee is not None:
+            run.referee = evaluate.referee(self.engine, config, referee)
         if cluster is not None:
             run.sums = cluster.sum
         self.machine = Machine(run, None if judge is None else TestSet(self.engine, config, judge))

@@ -57,6 +57,7 @@ def command() -> None:
 @click.argument("model", required=False)
 @_dir_option
 @click.option("--test", type=click.Path(path_type=Path), help="Shard of images that every global model is judged on.")
+@click.option("--referee", type=click.Path(path_type=Path), help="Shard that --set robust=referee judges updates on.")
 @click.option(
     "--strategy",
     help="fedmpq (default), aqfl, fpq8, an ablation-… setting; for devices with --engine ort-training: fedavg, fedpaq, "
@@ -104,6 +105,7 @@ def serve(
     model: str | None,
     directory: Path,
     test: Path | None,
+    referee: Path | None,
     config_file: Path | None,
     settings: tuple[str, ...],
     fleet: str,
@@ -141,8 +143,9 @@ def serve(
     where = Where(
         fleet, broker, listen, port, broker_kind, (ca, cert, key), insecure, security, advertise, workers, ray or ""
     )
+    judge = Shard(referee) if referee is not None else None
     with _stoppable() as stopped:
-        service = Service(directory, config, origin, shard, where, say=note)
+        service = Service(directory, config, origin, shard, where, referee=judge, say=note)
         try:
             note(f"run {config.run!r} ({config.strategy}, {origin.name}), fleet {fleet!r} on {service.url}")
             with watching(service.run) as changed, _web(directory, http, service):

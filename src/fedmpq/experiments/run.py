@@ -117,6 +117,7 @@ def _integer(
             engine=engine,
             workers=workers,
             attack=None if attack is None else Attack.parse(attack),
+            referee=prepared.referee,
             cluster=cluster,
             progress=advance,
         )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedmpq.coordinator.attacks import Attack
 from fedmpq.coordinator.samples import ArraySamples
 from fedmpq.data import Dataset, dirichlet, iid, load
@@ -37,6 +39,7 @@ class Setting:
         seed: fixes partition, first model and training.
         on_empty: what to do about a client without images: "stop" or "drop".
         attack: bad clients, KIND:SHARE[:FACTOR] (coordinator/attacks.py); None for none.
+        referee: so many training images are kept from the clients for `robust = "referee"`; None for none.
     """
 
     data: str = "digits"
@@ -54,6 +57,7 @@ class Setting:
     seed: int = 1
     on_empty: str = "stop"
     attack: str | None = None
+    referee: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses what no run could keep to; UsageError names the budget."""
@@ -82,6 +86,7 @@ class Prepared:
         fleet: private data by client name.
         caps: budget by client name.
         judged: images that global models are judged on.
+        referee: images that updates are judged on, by the rule of that name.
     """
 
     setting: Setting
@@ -89,6 +94,7 @@ class Prepared:
     fleet: Mapping[str, ArraySamples]
     caps: Mapping[str, float]
     judged: ArraySamples
+    referee: ArraySamples | None = None
 
     @property
     def judged_on(self) -> str:
@@ -109,7 +115,15 @@ def prepare(setting: Setting, report: Reporter = silent) -> Prepared:
     """
     dataset = load(setting.data, validation=setting.validation, seed=setting.seed, report=report)
     dataset = dataset.limit(setting.train, setting.test, setting.seed)
-    labels, classes = dataset.train.labels, len(dataset.classes)
+    classes = len(dataset.classes)
+    train, kept = dataset.train, None
+    if setting.referee:
+        if setting.referee >= len(train):
+            raise UsageError(f"--referee {setting.referee} leaves no training images")
+        drawn = np.random.default_rng([setting.seed, setting.referee]).permutation(len(train))
+        kept = train.take(np.sort(drawn[: setting.referee]))
+        train = train.take(np.sort(drawn[setting.referee :]))
+    labels = train.labels
     if setting.clients > len(labels):
         raise UsageError(f"{setting.clients} clients cannot share {len(labels)} images")
     on_empty: Any = setting.on_empty
@@ -121,10 +135,11 @@ def prepare(setting: Setting, report: Reporter = silent) -> Prepared:
     fleet, caps = {}, {}
     for part in parts:
         name = f"client-{part.client:0{width}d}"
-        fleet[name] = ArraySamples(dataset.train.images[part.indices], labels[part.indices], classes)
+        fleet[name] = ArraySamples(train.images[part.indices], labels[part.indices], classes)
         caps[name] = float(setting.budgets[part.client % len(setting.budgets)])
     judged = dataset.validation if len(dataset.validation) else dataset.test
-    return Prepared(setting, dataset, fleet, caps, ArraySamples(judged.images, judged.labels, classes))
+    referee = None if kept is None else ArraySamples(kept.images, kept.labels, classes)
+    return Prepared(setting, dataset, fleet, caps, ArraySamples(judged.images, judged.labels, classes), referee)
 
 
 def claim(folder: Path, setting: Setting) -> None:

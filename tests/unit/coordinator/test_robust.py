@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +18,7 @@ from fedmpq.coordinator.fixed import norm, rdiv
 from fedmpq.coordinator.global_model import GlobalModel
 from fedmpq.coordinator.simulate import Simulation
 from fedmpq.coordinator.source import Source
-from fedmpq.errors import UsageError
+from fedmpq.errors import ConfigError, UsageError
 from tests.helpers.fleet import LAYOUT, PROGRAM, config, first_model, noise, samples
 
 BIG = (1 << 38) - 1
@@ -136,3 +137,39 @@ def test_attacks_are_named() -> None:
         with pytest.raises(UsageError, match="is not understood"):
             Attack.parse(text)
     assert Fraction(robust.CLIP, 1024) == Fraction(3, 2)
+
+
+def test_the_referee_leaves_out_who_harms_and_nobody_else() -> None:
+    base = first_model()
+    made = [contribution(seed) for seed in range(5)]
+    harmful = {1: 900, 3: 500}
+
+    def loss(model: GlobalModel) -> int:
+        """Grows with every harmful client that the model still holds."""
+        present = [merged_of[key] for key in merged_of if key == model.to_bytes()]
+        return present[0]
+
+    merged_of: dict[bytes, int] = {}
+    for size in range(1, 6):
+        for stay in itertools.combinations(range(5), size):
+            merged = robust.merge("referee", 40, "changes", base, [made[i] for i in stay])
+            merged_of[merged.to_bytes()] = 1000 + sum(harmful.get(i, 0) for i in stay)
+    judged = [robust.without_harmful(percent, "changes", base, made, loss) for percent in (0, 20, 40, 49)]
+    assert judged == [[0, 1, 2, 3, 4], [0, 2, 3, 4], [0, 2, 4], [0, 2, 4]]
+
+
+def test_a_simulation_with_a_referee(tmp_path: Path) -> None:
+    fleet = {f"d{i}": samples(48, i) for i in range(5)}
+    made = config(min_devices=5, rounds=2, robust="referee")
+    origin = Source(PROGRAM, LAYOUT, first_model, "tiny")
+    run = Simulation(
+        tmp_path / "a", made, origin, fleet, None, attack=Attack.parse("label-flip:0.2"), referee=samples(64, 77)
+    )
+    run.play()
+    out = run.run.journal.rows("SELECT device FROM events WHERE kind='left-out'")
+    assert {row["device"] for row in out} <= set(fleet)
+    run.close()
+    without = Simulation(tmp_path / "b", made, origin, fleet, None)
+    with pytest.raises(ConfigError, match="--referee SHARD"):
+        without.play()
+    without.close()
