@@ -22,14 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 CORPUS = ROOT / "fuzz" / "corpus"
 BUILD = ROOT / "build" / "fuzz"
 CORE = ROOT / "edge_runtime" / "core"
-C_TARGETS = {"c-artifact": "artifact.c", "c-core": "core.c", "c-files": "files.c"}
+C_TARGETS = {"c-artifact": "artifact.c", "c-core": "core.c", "c-files": "files.c", "c-server": "server.c"}
 #: Largest input: most seeds are a few kilobytes.
 MOST_BYTES = 8192
 
 
 def c_sources() -> list[Path]:
     """The core in plain C and the readers of the port."""
-    port = ["artifact.c", "json.c", "sha256.c", "shard.c", "serial_frame.c"]
+    port = ["artifact.c", "json.c", "sha256.c", "shard.c", "serial_frame.c", "serial_server.c"]
     return [*sorted(CORE.glob("src/*.c")), *sorted(CORE.glob("src/ref/*.c")), *(CORE / "port" / name for name in port)]
 
 

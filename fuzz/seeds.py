@@ -10,7 +10,7 @@ from pathlib import Path
 from fedmpq.coordinator.aggregate import PartialSum
 from fedmpq.coordinator.config import RunConfig
 from fedmpq.edge_runtime import artifact, chunks, protocol, topics, weights
-from fedmpq.edge_runtime.serial import frames
+from fedmpq.edge_runtime.serial import board, frames
 from fedmpq.edge_runtime.shard import write_shard
 from fedmpq.edge_runtime.store import Store
 from tests.helpers import messages as examples
@@ -35,6 +35,43 @@ def of_artifact() -> bytes:
     plan = {"batch": 4, "micro_batch": 2, "act_bits": 4, "guard": 0, "momentum": True, "threads": 1, "crop": False,
             "flip": True, "decay_bn": True, "recompute": True, "bits": [2] * len(layers)}  # fmt: skip
     return artifact.pack(artifact.Artifact(net.build(), tuple(layers), plan, {"model": "tiny"}))
+
+
+def serial_round() -> bytes:
+    """What a gateway asks of a device in a round, as `c/server.c` reads it."""
+    net = NETS["resnet"]
+    program = net.build()
+    out = bytearray()
+
+    def ask(kind: int, payload: bytes) -> None:
+        out.extend(struct.pack("<BH", kind, len(payload)) + payload)
+
+    def write(space: int, data: bytes) -> None:
+        for at in range(0, len(data), 500):
+            ask(board.WRITE, struct.pack("<BI", space, at) + data[at : at + 500])
+
+    write(0, program)
+    ask(board.PROGRAM, struct.pack("<II", len(program), 0))
+    plan = struct.pack("<I9B", 2, 0, 4, 0, 1, 1, 1, 1, 1, len(net.layers)) + bytes([2] * len(net.layers))
+    ask(board.PLAN, plan)
+    ask(board.OPEN, plan)
+    for index, state in enumerate(programs.states(net, 2)):
+        for number, plane in enumerate(state.planes):
+            write(0, plane)
+            ask(board.PLANE, struct.pack("<HHII", index, number, len(plane), 0))
+        write(0, state.params)
+        ask(board.PARAMS, struct.pack("<HHIiII", index, 0, *state.step, len(state.params), 0))
+    ask(board.RATES, struct.pack("<IiIiIB", 1 << 30, -34, 0, 0, 0, 0))
+    images, labels = programs.images(net, 2)
+    write(1, images.tobytes() + labels.tobytes())
+    for kind in (board.STEP, board.EVALUATE):
+        ask(kind, struct.pack("<6I", 1, 2, 3, 0, 2, 0))
+    ask(board.PRUNE, struct.pack("<I", 3000))
+    ask(board.READ_PLANE, struct.pack("<HHIH", 0, 1, 0, 4))
+    ask(board.READ_PARAMS, struct.pack("<HHIH", 0, 0, 0, 80))
+    ask(board.FACTS, b"")
+    ask(board.CLOSE, b"")
+    return bytes(out)
 
 
 def main() -> None:
@@ -79,6 +116,7 @@ def main() -> None:
         loads = b"".join(bytes([op, record, plane, 90, 0, 0, 0, 0]) + bytes(90) for op in range(7) for record in (0, 2)
                          for plane in (0, 1))  # fmt: skip
         seeds["c-core"][name] = choices + struct.pack("<H", len(program)) + program + loads
+    seeds["c-server"] = {"round": serial_round()}
     seeds["c-files"] = {"shard": b"\0" + seeds["shards"]["two"], "frames": b"\1" + seeds["serial"]["two"]}
     for target, inputs in seeds.items():
         folder_of = CORPUS / target
