@@ -189,12 +189,24 @@ def _instance(name: str, found: Any, parameters: dict[str, Any]) -> nn.Module:
     try:
         known = inspect.signature(factory).parameters
         accepted = {key: value for key, value in parameters.items() if key in known}
-        module = factory(**accepted)
+        module = _with_classes(factory, accepted, parameters) or factory(**accepted)
     except Exception as error:
         raise ModelError(f"{name} cannot be built: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"{name} returned a {type(module).__name__}, not a torch.nn.Module")
     return module
+
+
+def _with_classes(factory: Callable[..., Any], accepted: dict[str, Any], parameters: dict[str, Any]) -> Any:
+    """What a factory that passes on any keyword (torchvision's) makes of num_classes; None if it has no use for it."""
+    known = inspect.signature(factory).parameters
+    forwards = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    if not forwards or "num_classes" in accepted or "num_classes" not in parameters:
+        return None
+    try:
+        return factory(**accepted, num_classes=parameters["num_classes"])
+    except TypeError:
+        return None
 
 
 @contextmanager

@@ -76,7 +76,8 @@ def initial_values(
             image=item.source == 0,
         )
     last = closed[-1]
-    found[last.name] = classifier_state(conv_of(last.layer), records[-1].inp, unit[last.source])
+    # weights move within the range they start with: those of an untrained classifier keep theirs beside larger features
+    found[last.name] = classifier_state(conv_of(last.layer), records[-1].inp, 1.0 if std is None else unit[last.source])
     return found
 
 
