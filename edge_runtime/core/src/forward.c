@@ -84,8 +84,13 @@ static void normalise(void *arg, uint32_t sample, uint32_t worker)
     /* the residual sum; its skip is at hand, kept or one step from its x-hat */
     for (uint32_t y0 = 0; y0 < r->h_out; y0 += d->strip_out) {
         const uint32_t rows = r->h_out - y0 < d->strip_out ? r->h_out - y0 : d->strip_out;
+        uint8_t *to = s->base + sl->stream + at + y0 * row;
+        if (fmpq_tensor_make_room(s->p, f->r + 1, rows, 1) <= rows * row) {
+            fmpq_tensor_make(s, f->r + 1, sample, y0, rows, to);
+            continue;
+        }
         fmpq_tensor_make(s, f->r + 1, sample, y0, rows, mine);
-        memcpy(s->base + sl->stream + at + y0 * row, mine, rows * row);
+        memcpy(to, mine, rows * row);
     }
 }
 

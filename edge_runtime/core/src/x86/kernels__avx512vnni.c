@@ -13,56 +13,82 @@ static inline __m512i bcast(const uint8_t *p)
     return _mm512_set1_epi32(v);
 }
 
-/* int32 lanes -> sat16(reven(acc, shift)), the low `mask` lanes stored; half = 2^(shift - 1) - 1, odd = 1 (both 0 for shift = 0) */
-static inline void store16(int16_t *out, __m512i acc, __m512i half, __m512i odd, __m128i shift, __mmask16 mask)
+/* The rounding of sat16(reven(acc, shift)): half = 2^(shift - 1) is in the accumulator already, so a tie has nothing below the cut; it goes to the
+ * even neighbour. below = 2^shift - 1; shift = 0 has none of both. */
+static inline __m512i reven512(__m512i acc, __m512i below, __m512i even, __m128i shift)
 {
-    const __m512i up = _mm512_add_epi32(half, _mm512_and_si512(_mm512_sra_epi32(acc, shift), odd));
-    const __m512i v = _mm512_sra_epi32(_mm512_add_epi32(acc, up), shift);
-    const __m512i w = _mm512_max_epi32(v, _mm512_set1_epi32(-32767));
-    _mm256_mask_storeu_epi16(out, mask, _mm512_cvtsepi32_epi16(w));
+    const __mmask16 tie = _mm512_testn_epi32_mask(acc, below);
+    const __m512i v = _mm512_sra_epi32(acc, shift);
+    return _mm512_mask_and_epi32(v, tie, v, even);
 }
 
-/* NP positions x NB blocks of 16 channels */
+/* 16 channels of one position */
+static inline void store16(int16_t *out, __m512i v, __mmask16 mask)
+{
+    _mm256_mask_storeu_epi16(out, mask, _mm512_cvtsepi32_epi16(_mm512_max_epi32(v, _mm512_set1_epi32(-32767))));
+}
+
+/* 16 channels of two positions */
+static inline void store32(int16_t *out, int32_t pix, __m512i v0, __m512i v1)
+{
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    const __m512i both = _mm512_max_epi16(_mm512_permutexvar_epi64(order, _mm512_packs_epi32(v0, v1)), _mm512_set1_epi16(-32767));
+    _mm256_storeu_si256((__m256i *)(void *)out, _mm512_castsi512_si256(both));
+    _mm256_storeu_si256((__m256i *)(void *)(out + pix), _mm512_extracti64x4_epi64(both, 1));
+}
+
+/* acc += products of one set of weights, for NP positions x NB blocks of 16 channels */
+#define SUM(NP, NB, WEIGHTS)                                                                                                                       \
+    {                                                                                                                                              \
+        const int8_t *w = (WEIGHTS) + cb * 64;                                                                                                     \
+        for (int32_t t = 0; t < j->taps; t++) {                                                                                                    \
+            const uint8_t *at = a + j->tap_off[t];                                                                                                 \
+            for (int32_t c = 0; c < j->c4; c++, w += wstep, at += 4) {                                                                             \
+                __m512i wv[NB];                                                                                                                    \
+                for (int b = 0; b < NB; b++)                                                                                                       \
+                    wv[b] = _mm512_loadu_si512(w + b * 64);                                                                                        \
+                for (int p = 0; p < NP; p++) {                                                                                                     \
+                    const __m512i av = bcast(at + p * apix);                                                                                       \
+                    for (int b = 0; b < NB; b++)                                                                                                   \
+                        acc[p][b] = _mm512_dpbusd_epi32(acc[p][b], av, wv[b]);                                                                     \
+                }                                                                                                                                  \
+            }                                                                                                                                      \
+        }                                                                                                                                          \
+    }
+
 #define TILE(NP, NB)                                                                                                                               \
     static inline __attribute__((always_inline)) void tile_##NP##_##NB(const fmpq_igemm *j, const uint8_t *a, int16_t *out, int32_t cb,              \
                                                                             const int32_t apix)                                                     \
     {                                                                                                                                              \
         const int32_t wstep = j->cop * 4;                                                                                                          \
-        const __m512i half = _mm512_set1_epi32(j->shift ? (1 << (j->shift - 1)) - 1 : 0), odd = _mm512_set1_epi32(j->shift != 0);                  \
+        const __m512i half = _mm512_set1_epi32(j->shift ? 1 << (j->shift - 1) : 0), even = _mm512_set1_epi32(-2);                                  \
+        const __m512i below = _mm512_set1_epi32(j->shift ? (1 << j->shift) - 1 : -1);                                                              \
         const __m128i shift = _mm_cvtsi32_si128(j->shift);                                                                                        \
         __m512i acc[NP][NB];                                                                                                                       \
         for (int p = 0; p < NP; p++)                                                                                                               \
             for (int b = 0; b < NB; b++)                                                                                                           \
                 acc[p][b] = _mm512_setzero_si512();                                                                                                \
-        for (int pass = 0; pass < 2; pass++) {                                                                                                     \
-            const int8_t *w = (pass ? j->w_low : j->w) + cb * 64;                                                                                  \
-            if (pass) {                                                                                                                            \
-                if (!j->w_low)                                                                                                                     \
-                    break;                                                                                                                         \
-                for (int p = 0; p < NP; p++)                                                                                                       \
-                    for (int b = 0; b < NB; b++)                                                                                                   \
-                        acc[p][b] = _mm512_add_epi32(acc[p][b], acc[p][b]);                                                                        \
-            }                                                                                                                                      \
-            for (int32_t t = 0; t < j->taps; t++) {                                                                                                \
-                const uint8_t *at = a + j->tap_off[t];                                                                                             \
-                for (int32_t c = 0; c < j->c4; c++, w += wstep, at += 4) {                                                                         \
-                    __m512i wv[NB];                                                                                                                \
-                    for (int b = 0; b < NB; b++)                                                                                                   \
-                        wv[b] = _mm512_loadu_si512(w + b * 64);                                                                                    \
-                    for (int p = 0; p < NP; p++) {                                                                                                 \
-                        const __m512i av = bcast(at + p * apix);                                                                                   \
-                        for (int b = 0; b < NB; b++)                                                                                               \
-                            acc[p][b] = _mm512_dpbusd_epi32(acc[p][b], av, wv[b]);                                                                 \
-                    }                                                                                                                              \
-                }                                                                                                                                  \
-            }                                                                                                                                      \
+        if (j->w_low) {                                                                                                                            \
+            SUM(NP, NB, j->w)                                                                                                                      \
+            for (int p = 0; p < NP; p++)                                                                                                           \
+                for (int b = 0; b < NB; b++)                                                                                                       \
+                    acc[p][b] = _mm512_add_epi32(acc[p][b], acc[p][b]);                                                                            \
+            SUM(NP, NB, j->w_low)                                                                                                                  \
+        } else {                                                                                                                                   \
+            SUM(NP, NB, j->w)                                                                                                                      \
         }                                                                                                                                          \
         for (int b = 0; b < NB; b++) {                                                                                                             \
             const int32_t left = j->co - (cb + b) * 16;                                                                                            \
             const __mmask16 mask = (__mmask16)(left >= 16 ? 0xffff : (1 << left) - 1);                                                             \
-            const __m512i corr = _mm512_loadu_si512(j->corr + (cb + b) * 16);                                                                     \
+            const __m512i corr = _mm512_add_epi32(_mm512_loadu_si512(j->corr + (cb + b) * 16), half);                                              \
+            int16_t *o = out + (cb + b) * 16;                                                                                                      \
             for (int p = 0; p < NP; p++)                                                                                                           \
-                store16(out + p * j->out_pix + (cb + b) * 16, _mm512_add_epi32(acc[p][b], corr), half, odd, shift, mask);                          \
+                acc[p][b] = reven512(_mm512_add_epi32(acc[p][b], corr), below, even, shift);                                                       \
+            if (left >= 16)                                                                                                                        \
+                for (int p = 0; p + 2 <= NP; p += 2)                                                                                               \
+                    store32(o + p * j->out_pix, j->out_pix, acc[p][b], acc[p + 1 < NP ? p + 1 : p][b]);                                            \
+            for (int p = left >= 16 ? NP / 2 * 2 : 0; p < NP; p++)                                                                                 \
+                store16(o + p * j->out_pix, acc[p][b], mask);                                                                                      \
         }                                                                                                                                          \
     }
 
