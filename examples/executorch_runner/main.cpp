@@ -13,7 +13,6 @@ extern "C" {
 #include "shard.h"
 }
 
-#include "backend.h"
 #include "program.h"
 
 namespace {
@@ -30,7 +29,8 @@ constexpr char kUsage[] =
 
 struct Options {
   std::string program, shard, out;
-  long epochs = 1, seed = 0, limit = 0;
+  long epochs = 1, seed = 0;
+  int limit = 0;
   double lr = 0.1, decay = 5e-4, momentum = 0.9;
 };
 
@@ -54,7 +54,7 @@ Options Parse(int argc, char** argv) {
     const std::string value = i + 1 < argc ? argv[++i] : "";
     if (word == "--epochs") o.epochs = static_cast<long>(Number(word, value, 1, 1e6, true));
     else if (word == "--seed") o.seed = static_cast<long>(Number(word, value, 0, 4294967295.0, true));
-    else if (word == "--limit") o.limit = static_cast<long>(Number(word, value, 1, 281474976710656.0, true));
+    else if (word == "--limit") o.limit = static_cast<int>(Number(word, value, 1, 2147483647.0, true));
     else if (word == "--lr") o.lr = Number(word, value, 0, 1e6, false);
     else if (word == "--decay") o.decay = Number(word, value, 0, 1e3, false);
     else if (word == "--momentum") o.momentum = Number(word, value, 0, 0.99996, false);
@@ -138,8 +138,7 @@ std::string ReadBack(Program& program, const fmpq_artifact& artifact, std::vecto
 }
 
 int Run(const Options& o) {
-  fedmpq_executorch_limit(static_cast<uint64_t>(o.limit));
-  Program program(o.program);
+  Program program(o.program, o.limit);
   std::vector<uint8_t> file = program.Artifact();
   const std::vector<uint8_t> original = file;
   static fmpq_artifact artifact;

@@ -4,6 +4,7 @@
 
 #include <executorch/extension/data_loader/file_data_loader.h>
 #include <executorch/extension/memory_allocator/malloc_memory_allocator.h>
+#include <executorch/runtime/backend/backend_options_map.h>
 #include <executorch/runtime/executor/method.h>
 #include <executorch/runtime/executor/program.h>
 #include <executorch/runtime/platform/runtime.h>
@@ -41,6 +42,8 @@ struct Program::Parts {
   }
   FileDataLoader loader;
   et::Program program;
+  et::BackendOptions<1> options;
+  et::LoadBackendOptionsMap load_options;
 };
 
 // A method with its memory. Nothing is planned for a training program's tensors: inputs and outputs are ours.
@@ -54,11 +57,15 @@ struct Program::Loaded {
   std::vector<uint8_t> output;
 };
 
-Program::Program(const std::string& path) {
+Program::Program(const std::string& path, int limit) {
   et::runtime_init();
   auto file = FileDataLoader::from(path.c_str());
   if (!file.ok()) throw Problem(5, path + " cannot be read");
   parts_ = std::make_unique<Parts>(std::move(*file), path);
+  if (!limit) return;
+  et::Error error = parts_->options.set_option("memory_limit", limit);
+  if (error == et::Error::Ok) error = parts_->load_options.set_options(FEDMPQ_EXECUTORCH_BACKEND, parts_->options.view());
+  if (error != et::Error::Ok) Throw("memory_limit", error);
 }
 
 Program::~Program() = default;
@@ -84,7 +91,7 @@ Program::Loaded& Program::Load(const std::string& name) {
   for (auto& buffer : made->planned) made->spans.emplace_back(buffer.data(), buffer.size());
   made->activations.emplace(et::Span<et::Span<uint8_t>>(made->spans.data(), made->spans.size()));
   made->manager.emplace(&made->permanent, &*made->activations, &made->temporary);
-  auto method = parts_->program.load_method(name.c_str(), &*made->manager);
+  auto method = parts_->program.load_method(name.c_str(), &*made->manager, nullptr, nullptr, &parts_->load_options);
   if (!method.ok()) {
     methods_.erase(name);
     Throw("method " + name, method.error());

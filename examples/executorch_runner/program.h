@@ -25,8 +25,8 @@ struct Input {
 
 class Program {
  public:
-  // Throws Problem if the file is no program.
-  explicit Program(const std::string& path);
+  // limit: bytes that the delegate's arena may take, 0 for any. Throws Problem if the file is no program.
+  Program(const std::string& path, int limit);
   ~Program();
 
   // The artifact inside the file.

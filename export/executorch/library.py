@@ -127,7 +127,10 @@ def runtime() -> Path:
     Raises:
         MissingExtraError, ConfigError: there is none, or one without a C++ runtime.
     """
-    spec = find_spec("executorch")
+    try:
+        spec = find_spec("executorch")
+    except ValueError:  # imports of it are blocked
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError("executorch", "export")
     folder = Path(next(iter(spec.submodule_search_locations)))

@@ -51,8 +51,9 @@ class ExecutorchSession:
         self._library.fedmpq_executorch_limit(limit or 0)
         try:
             self._method("plan")
-            if _fields(self.plan) != _fields(self.default):
-                self._run("plan", torch.tensor(_fields(self.plan)))
+            fields = _fields(self.program, self.plan)
+            if fields != _fields(self.program, self.default):
+                self._run("plan", torch.tensor(fields))
             self._method("train_step")
         finally:
             self._library.fedmpq_executorch_limit(0)
@@ -169,10 +170,10 @@ class ExecutorchSession:
         return self._images(images), torch.from_numpy(np.frombuffer(labels, np.uint16).astype(np.int64))
 
 
-def _fields(plan: core.Plan) -> list[int]:
-    """A plan as the method `plan` takes it."""
-    micro = min(plan.micro_batch or plan.batch, plan.batch)
-    values = [int(micro if name == "micro_batch" else getattr(plan, name)) for name in PLAN_ORDER]
+def _fields(program: core.Program, plan: core.Plan) -> list[int]:
+    """A plan as the method `plan` takes it: the values of the C structure, the whole batch in front."""
+    given = plan.struct(program)
+    values = [plan.batch, given.batch, *(int(getattr(given, name)) for name in PLAN_ORDER[2:])]
     return [*values, *plan.bits]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmpq.__main__ import main
+from fedmpq.cli._main import run as main
 
 pytestmark = [pytest.mark.slow, pytest.mark.data]
 

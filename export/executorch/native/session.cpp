@@ -10,6 +10,7 @@ namespace fedmpq {
 namespace {
 
 constexpr size_t kPlanFields = 10;
+constexpr uint32_t kLeastBatch = 1024;  // samples that a call of any program may have, as in methods.py
 
 Code CodeOf(int error) {
   if (error == FMPQ_E_ARENA) return Code::kMemory;
@@ -50,6 +51,7 @@ Status Session::Open(const void* data, size_t size, uint64_t limit, std::unique_
   made->program_ = artifact->parsed;
   made->batch_ = artifact->batch;
   made->limit_ = limit;
+  made->labels_.reserve(std::max(artifact->batch, kLeastBatch));  // now: a step allocates nothing
   for (uint32_t i = 0; i < artifact->n_layers; i++) made->records_.push_back(artifact->layer[i].record);
   made->refusal_ = made->Arrange(artifact->plan);
   if (made->refusal_.ok()) {
@@ -108,7 +110,7 @@ Status Session::Replan(const int64_t* fields, size_t count) {
     int64_t low, high;
   } kRanges[kPlanFields] = {
       {"batch", 1, 65535}, {"micro_batch", 1, 65535}, {"act_bits", 4, 8}, {"guard", 0, 8},    {"momentum", 0, 1},
-      {"threads", 1, 64},  {"crop", 0, 1},            {"flip", 0, 1},     {"decay_bn", 0, 1}, {"recompute", 0, 1},
+      {"threads", 1, 64},  {"crop", 0, 1},            {"flip", 0, 1},     {"decay_bn", 0, 1}, {"recompute", 0, 2},
   };
   if (count != kPlanFields + records_.size()) {
     return Argument("the plan has " + std::to_string(count) + " fields, this program takes " +
