@@ -97,6 +97,9 @@ def _from_file(ctx: click.Context, param: click.Parameter, path: Path | None) ->
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=1, help="Fixes partition, first model, training.")
 @click.option("--attack", help="Bad clients, KIND:SHARE[:FACTOR]: label-flip, scale or sign-flip.")
+@click.option(
+    "--referee", type=click.IntRange(1), help="Training images kept from the clients for --set robust=referee."
+)
 @click.option("--engine", type=click.Choice(["core", "torch"]), default="core", help="What trains; same bits.")
 @click.option("--workers", type=click.IntRange(0), default=0, help="Clients trained at a time; 0 for every core.")
 @click.option(
@@ -110,7 +113,7 @@ def _from_file(ctx: click.Context, param: click.Parameter, path: Path | None) ->
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Keep runs and results here; an interrupted simulation goes on from it.",
+    help="Keep runs and results here; an interrupted simulation goes on from it. A preset's default is NAME-SCALE.",
 )
 @json_option
 @click.pass_context
@@ -146,7 +149,7 @@ def _strategies(options: dict[str, Any], keys: dict[str, Any]) -> None:
             key: options[key]
             for key in (
                 "model", "clients", "budgets", "rounds", "epochs", "batch", "lr", "train", "test", "validation", "seed",
-                "attack",
+                "attack", "referee",
             )
         },
     )  # fmt: skip
