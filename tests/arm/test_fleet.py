@@ -28,7 +28,7 @@ from tests.helpers import arm64, programs
 from tests.helpers.emulated_board import emulated
 from tests.helpers.results import keep
 
-pytestmark = pytest.mark.arm
+pytestmark = [pytest.mark.arm, pytest.mark.timeout(2400)]
 
 #: ResNet8 on 32×32×3: what the M7 has room for.
 NET = programs.resnet()

@@ -19,7 +19,7 @@ from tests.helpers import edge, programs
 from tests.helpers.emulated_board import EmulatedBoard, emulated
 from tests.helpers.serial_line import Noise, sample, version
 
-pytestmark = pytest.mark.arm
+pytestmark = [pytest.mark.arm, pytest.mark.timeout(2400)]
 
 NET = programs.resnet()
 PROGRAM = core.Program(NET.build())
