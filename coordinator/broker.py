@@ -43,6 +43,16 @@ log_type warning
 log_type notice
 user {user}
 """
+#: What Mosquitto writes about clients that it turns away.
+_REFUSALS = {
+    b"certificate verify failed": "certificate",
+    b"peer did not return a certificate": "certificate",
+    b"not authorised": "login",
+    b"SSL routines::wrong version number": "tls",
+    b"SSL routines::unsupported protocol": "tls",
+    b"SSL routines::no shared cipher": "tls",
+    b"SSL routines::http request": "tls",
+}
 _OPEN = "allow_anonymous true\n"
 _CLOSED = """\
 allow_anonymous false
@@ -124,6 +134,8 @@ class ManagedBroker:
         self._adopted = 0
         self._restarts = 0
         self._last_start = 0.0
+        self._refused: dict[str, int] = {}
+        self._log_read = 0
         program = find_mosquitto() if kind in {"auto", "mosquitto"} else None
         if kind == "mosquitto" and program is None:
             raise NetworkError("there is no mosquitto program on this machine", "apt-get install mosquitto")
@@ -220,6 +232,25 @@ class ManagedBroker:
                 time.sleep(0.05)
             self._adopted = 0
         (self.directory / "broker.pid").unlink(missing_ok=True)
+
+    def refused(self) -> dict[str, int]:
+        """Connections that the broker itself has turned away since this object was made, by reason, from its log.
+
+        `certificate` (expired, taken back, of another authority, or absent), `tls` (not spoken, or too old), `login`.
+        """
+        try:
+            with (self.directory / "mosquitto.log").open("rb") as log:
+                log.seek(self._log_read if self._log_read <= os.fstat(log.fileno()).st_size else 0)
+                lines = log.readlines()
+                self._log_read = log.tell()
+        except OSError:
+            return dict(self._refused)
+        for line in lines:
+            for mark, reason in _REFUSALS.items():
+                if mark in line:
+                    self._refused[reason] = self._refused.get(reason, 0) + 1
+                    break
+        return dict(self._refused)
 
     def reload(self) -> None:
         """Has a closed broker read certificates, revocations and access rules again."""

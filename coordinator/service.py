@@ -184,6 +184,11 @@ class Service:
             self._say(f"broker {address} is in plain text and open: use it on a trusted network only")
         return address
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """What the broker, the gate and the machine have turned away since the start, by reason."""
+        return {**self.server.counters, **(self.broker.refused() if self.broker is not None else {})}
+
     def _look_after_broker(self) -> None:
         """Restarts a managed broker that has died, and tells it about devices that were taken out."""
         if self.broker is None:

@@ -261,7 +261,7 @@ def _web(directory: Path, address: str | None, service: Service) -> Iterator[Non
         return
     from fedmpq.coordinator.web.server import WebServer
 
-    web = WebServer(directory, address, lambda: service.server.counters)
+    web = WebServer(directory, address, lambda: service.counters)
     note(f"page on {web.url}, figures for Prometheus on {web.url}metrics")
     try:
         yield
