@@ -23,6 +23,36 @@ static void unpack(const fmpq_session *s, uint32_t r, uint32_t first, uint32_t c
     fmpq_effective(q, count, l->n, l->g);
 }
 
+/* n weights as bytes, four next to each other, fours `step` bytes apart; split: the upper part, the lowest bit goes to `low` */
+static void deal(const int16_t *q, uint32_t n, uint8_t *w, uint8_t *low, uint32_t step, int split)
+{
+    for (uint32_t k = 0; k + 4 <= n; k += 4, w += step) {
+        for (uint32_t i = 0; i < 4; i++)
+            w[i] = (uint8_t)(split ? q[k + i] >> 1 : q[k + i]);
+        if (!split)
+            continue;
+        for (uint32_t i = 0; i < 4; i++)
+            low[i] = (uint8_t)(q[k + i] & 1);
+        low += step;
+    }
+}
+
+/* one output channel; its input channels fill fours */
+static void pack_row(const fmpq_session *s, uint32_t i, uint32_t co, uint8_t *w, uint8_t *low, uint32_t step, int32_t *corr)
+{
+    const fmpq_record *r = &s->p->rec[i];
+    const uint32_t len = s->d[i].row_len;
+    const int split = s->layer[i].n > 7, signed_input = !r->input || fmpq_zero(s->p, r->input);
+    int16_t q[ROW_CHUNK];
+    for (uint32_t k0 = 0; k0 < len; k0 += ROW_CHUNK) {
+        const uint32_t n = len - k0 < ROW_CHUNK ? len - k0 : ROW_CHUNK;
+        unpack(s, i, co * len + k0, n, q);
+        deal(q, n, w + k0 / 4 * step, low + k0 / 4 * step, step, split);
+        for (uint32_t k = 0; signed_input && k < n; k++)
+            *corr -= q[k] * fmpq_zero_read(s->p, r, s->plan.act_bits, (k0 + k) % r->cin);
+    }
+}
+
 void fmpq_pack_forward(const fmpq_session *s, uint32_t i, uint32_t co0, uint32_t n_co, uint8_t *w, uint8_t *low, int32_t *corr)
 {
     const fmpq_record *r = &s->p->rec[i];
@@ -43,6 +73,11 @@ void fmpq_pack_forward(const fmpq_session *s, uint32_t i, uint32_t co0, uint32_t
     memset(w, 0, (size_t)taps * cp * cop);
     if (split)
         memset(low, 0, (size_t)taps * cp * cop);
+    if (cp == ci) {
+        for (uint32_t co = 0; co < n_co; co++)
+            pack_row(s, i, co0 + co, w + co * 4, low + (split ? co * 4 : 0), cop * 4, corr + co);
+        return;
+    }
     for (uint32_t co = 0; co < n_co; co++)
         for (uint32_t tap = 0; tap < taps; tap++)
             for (uint32_t c0 = 0; c0 < ci; c0 += ROW_CHUNK) {
@@ -57,6 +92,23 @@ void fmpq_pack_forward(const fmpq_session *s, uint32_t i, uint32_t co0, uint32_t
                         corr[co] -= q[k] * fmpq_zero_read(s->p, r, s->plan.act_bits, c);
                 }
             }
+}
+
+/* Four output channels of one tap, from input channel c0 on: [input channel][4] bytes; sums: -128 times the weights */
+static void pack_four(const fmpq_session *s, uint32_t i, uint32_t first, uint32_t n, uint8_t *w, uint8_t *low, int32_t *sum)
+{
+    const int split = s->layer[i].n > 7;
+    int16_t q[4][ROW_CHUNK / 4];
+    for (uint32_t j = 0; j < 4; j++)
+        unpack(s, i, first + j * s->d[i].row_len, n, q[j]);
+    for (uint32_t k = 0; k < n; k++) {
+        for (uint32_t j = 0; j < 4; j++)
+            w[4 * k + j] = (uint8_t)(split ? q[j][k] >> 1 : q[j][k]);
+        sum[k] -= 128 * (q[0][k] + q[1][k] + q[2][k] + q[3][k]);
+    }
+    for (uint32_t k = 0; split && k < n; k++)
+        for (uint32_t j = 0; j < 4; j++)
+            low[4 * k + j] = (uint8_t)(q[j][k] & 1);
 }
 
 void fmpq_pack_backward(const fmpq_session *s, uint32_t i, const fmpq_geometry *t, int32_t phase, uint32_t ci0, uint32_t n_ci, uint8_t *w,
@@ -86,7 +138,14 @@ void fmpq_pack_backward(const fmpq_session *s, uint32_t i, const fmpq_geometry *
     memset(w, 0, (size_t)slots * cot * cip);
     if (split)
         memset(low, 0, (size_t)slots * cot * cip);
-    for (uint32_t co = 0; co < r->cout; co++)
+    for (uint32_t co = 0; co + 4 <= r->cout; co += 4)
+        for (uint32_t tap = 0; tap < taps; tap++)
+            for (uint32_t c0 = 0; c0 < n_ci && slot_of[tap] != FMPQ_NONE; c0 += ROW_CHUNK / 4) {
+                const uint32_t n = n_ci - c0 < ROW_CHUNK / 4 ? n_ci - c0 : ROW_CHUNK / 4;
+                const uint32_t at = ((slot_of[tap] * (cot / 4) + co / 4) * cip + c0) * 4;
+                pack_four(s, i, co * d->row_len + tap * ci + ci0 + c0, n, w + at, low + (split ? at : 0), corr + phase_of[tap] * cip + c0);
+            }
+    for (uint32_t co = r->cout & ~3u; co < r->cout; co++)
         for (uint32_t tap = 0; tap < taps; tap++)
             for (uint32_t c0 = 0; c0 < n_ci && slot_of[tap] != FMPQ_NONE; c0 += ROW_CHUNK) {
                 const uint32_t n = n_ci - c0 < ROW_CHUNK ? n_ci - c0 : ROW_CHUNK;

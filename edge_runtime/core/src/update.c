@@ -23,6 +23,8 @@ void fmpq_lasso_table(const fmpq_session *s, uint32_t r, int32_t *table)
     }
 }
 
+#define TERMS 31 /* weights of up to 5 planes, guard planes included, have a table */
+
 static int64_t lasso_of(const int32_t *table, int32_t q)
 {
     uint32_t mag = (uint32_t)(q < 0 ? -q : q);
@@ -31,6 +33,20 @@ static int64_t lasso_of(const int32_t *table, int32_t q)
         sum += mag & 1u ? table[i] : 0;
     sum = fmpq_clamp64(sum, 0, 1 << 30);
     return q < 0 ? -sum : sum;
+}
+
+/* What weight decay and Lasso add for each weight -f...f, into a table, whose middle is returned; null where it does not hold them. */
+static const int32_t *terms_table(const fmpq_session *s, const int32_t *lasso, fmpq_fx decay, int32_t f, int32_t *table)
+{
+    if (f > TERMS)
+        return NULL;
+    for (int32_t q = -f; q <= f; q++) {
+        const int64_t w = (decay.m ? fmpq_clamp64(fmpq_fx_apply(q, decay), -(1 << 30), 1 << 30) : 0) + (s->hyper->has_lasso ? lasso_of(lasso, q) : 0);
+        if (w > 1 << 30 || w < -(1 << 30)) /* sums with U would not fit */
+            return NULL;
+        table[q + f] = (int32_t)w;
+    }
+    return table + f;
 }
 
 void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, uint32_t off, uint32_t len, int32_t *u, int16_t *q, const int32_t *lasso)
@@ -43,6 +59,7 @@ void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, uint32_t off, ui
     const fmpq_fx decay = fmpq_fx_scale(fmpq_fx_mul(s->hyper->lr, s->hyper->decay), 24);
     int8_t *v8 = NULL;
     uint8_t *ev = NULL;
+    const int32_t *terms = NULL;
     uint32_t most = 0;
     if (s->slot[r].sums != FMPQ_NONE && s->plan.accumulate) {
         int32_t *sum = (int32_t *)(void *)(s->base + s->slot[r].sums) + first;
@@ -60,7 +77,15 @@ void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, uint32_t off, ui
         ev = s->base + s->slot[r].velocity_exp + row;
     }
     /* u is within 2^30 already: nothing to do where nothing is added */
-    for (uint32_t k = 0; (decay.m || s->hyper->has_lasso || v8) && k < len; k++) {
+    if (!v8 && (decay.m || s->hyper->has_lasso) && len > 2 * TERMS) {
+        int32_t table[2 * TERMS + 1];
+        terms = terms_table(s, lasso, decay, ((1 << l->n) - 1) << l->g, table);
+        for (uint32_t k = 0; terms && k < len; k++) {
+            const int32_t h = (u[k] >> 1) + (terms[q[k]] >> 1); /* half of the sum, rounded down or one less */
+            u[k] = h >= 1 << 29 ? 1 << 30 : h < -(1 << 29) ? -(1 << 30) : u[k] + terms[q[k]];
+        }
+    }
+    for (uint32_t k = 0; !terms && (decay.m || s->hyper->has_lasso || v8) && k < len; k++) {
         int64_t w = u[k];
         uint32_t a;
         if (decay.m)

@@ -12,7 +12,7 @@ from fedmpq.toolchain.compile import BuildError, compile_all, link
 from fedmpq.toolchain.firmware import linker_script
 from fedmpq.toolchain.sources import COMMON, WARNINGS, Unit
 
-PORTS = ("gateway_main.c", "serial_frame.c", "serial_server.c", "sha256.c", "startup.c", "uart_cmsdk.c")
+PORTS = ("gateway_main.c", "memory_bare.c", "serial_frame.c", "serial_server.c", "sha256.c", "startup.c", "uart_cmsdk.c")
 #: Records of the largest program that the firmware takes, on small boards and on those with more than 256 KB for it.
 RECORDS = (12, 64)
 
