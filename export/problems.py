@@ -26,6 +26,7 @@ class Problem:
     code: str  #: the source line
     reason: str
     instead: str
+    node: str = ""  #: its name in the traced graph
 
     def __str__(self) -> str:
         place = " ".join(part for part in (self.where, f"`{self.code}`" if self.code else "") if part)
@@ -54,7 +55,7 @@ class Problems:
             return
         self._nodes.add(node.name)
         where, code = source_line(node)
-        self.items.append(Problem(op_name(node), module_path(node), where, code, reason, instead))
+        self.items.append(Problem(op_name(node), module_path(node), where, code, reason, instead, node.name))
 
     def reported(self, node: Node) -> bool:
         """Whether something is wrong with `node` already."""

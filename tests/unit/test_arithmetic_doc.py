@@ -203,6 +203,18 @@ def layer(q: list[int], bits: int, guard: int = 0, step: Fx | None = None) -> La
 class TestWeightsAndActivations:
     """Sections 3 and 4."""
 
+    def test_a_signed_tensor_is_read_about_its_zero_point(self) -> None:
+        u8 = torch.arange(256)
+        assert activation.read(u8, 8, 128).tolist() == list(range(-128, 128))
+        assert activation.read(u8, 4, 128).tolist() == [min(15, (v + 8) >> 4) - 8 for v in range(256)]
+        assert int(activation.read(ints(128), 4, 128)) == 0
+
+    @given(st.integers(0, 255), st.integers(0, 255), st.sampled_from([0, 128]), st.integers(0, 6))
+    def test_concatenation_moves_values_to_the_larger_exponent(self, a: int, b: int, zero: int, shift: int) -> None:
+        got = activation.concatenate(ints(a), ints(b), (shift, 0), zero).tolist()
+        assert got == [half_up(Fraction(a - zero, 2**shift)) + zero, b]
+        assert 0 <= got[0] <= 255
+
     @given(st.integers(1, 8), st.integers(0, 7), st.data())
     def test_the_multiplied_weight_is_the_rounded_stored_one(self, n: int, g: int, data: st.DataObject) -> None:
         top = (2**n - 1) << g
@@ -352,6 +364,18 @@ class TestBatchNorm:
         true = Fraction(z, 2 ** (12 + t_out))
         assert int(activation.quantise(ints(z), t_out)) == max(0, min(255, half_up(true)))
 
+    @given(
+        st.integers(-(2**22), 2**22), st.integers(-(2**22), 2**22), st.integers(0, 255), st.integers(0, 6),
+        st.integers(0, 6),
+    )  # fmt: skip
+    def test_a_linear_record_rounds_about_its_zero_point(
+        self, product: int, beta: int, skip: int, t_skip: int, t_out: int
+    ) -> None:
+        z = product + beta + ((skip - 128) << (12 + t_skip))
+        true = Fraction(z, 2 ** (12 + t_out))
+        assert abs(z) + (128 << (12 + t_out)) < 2**31
+        assert int(activation.quantise(ints(z), t_out, 128)) == max(0, min(255, half_up(true) + 128))
+
     def test_units_of_gamma_and_beta(self) -> None:
         """γ = 1 maps 32 (one σ) to 256/3 base steps of 3/256; β = 1 is as much."""
         assert activation.gamma_of(ints(round(2**31 / 3))).item() == 10923
@@ -390,6 +414,18 @@ class TestBatchNormBackward:
         scale = float(true.abs().max())
         assert float((total - true).abs().max()) < 0.02 * scale + 1
         assert m == 240
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_constant_statistics_only_scale_the_error(self, seed: int) -> None:
+        e, xhat, gamma, n, v8 = self.case(seed)
+        draws = [
+            batchnorm.backward(e, xhat, gamma, n, rng.derive(StepKey(seed, 0, 0, draw), 4), constant=True)
+            for draw in range(32)
+        ]
+        mean = torch.stack([got.e8 for got in draws]).double().mean(0)
+        true = gamma * 16 * 32 / v8.double().sqrt() * e * 2.0 ** (16 - draws[0].s)
+        assert float((mean - true).abs().max()) < 0.02 * float(true.abs().max()) + 1
+        assert max(int(got.e8.abs().max()) for got in draws) in range(40, 128)
 
     @pytest.mark.parametrize("seed", range(40))
     @pytest.mark.parametrize("size", [1, 30, 20_000])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Examples that help texts and tests share.
-MODEL_HELP = "a built-in model (resnet8, resnet20, resnet44), package.module:factory or file.py:factory"
+MODEL_HELP = "a built-in model (resnet8, resnet20, resnet44, ds-cnn), package.module:factory or file.py:factory"
 
 
 class ImageShape(click.ParamType[tuple[int, int, int]]):
@@ -187,6 +187,31 @@ def choose_model(name: str, options: ModelOptions) -> ChosenModel:
     return ChosenModel(module, shape, classes or 10, [round(value) for value in mean or (128,)], pad)
 
 
+@dataclass(frozen=True)
+class LoadedModel:
+    """A module that is about to be compiled, with what its options say about its images."""
+
+    name: str
+    module: nn.Module
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    options: ModelOptions
+
+    def compile(self) -> CompiledModel:
+        """The compiled model (ModelError, see `fedmpq.export.from_module`)."""
+        from fedmpq.export import from_module
+
+        pad = self.options.crop_pad
+        return from_module(
+            self.module,
+            self.shape,
+            mean=[round(value) for value in self.mean],
+            std=self.options.std,
+            crop_pad=min(16, min(self.shape[1:]) // 8) if pad is None else pad,
+            name=self.name,
+        )
+
+
 def compile_model(name: str, options: ModelOptions) -> CompiledModel:
     """The compiled model of a name and its options.
 
@@ -194,12 +219,33 @@ def compile_model(name: str, options: ModelOptions) -> CompiledModel:
         UsageError: --data contradicts --input or --classes.
         ModelError: see `fedmpq.export.from_module`.
     """
-    from fedmpq.export import from_module
+    return load_model(name, options).compile()
 
-    chosen = choose_model(name, options)
-    return from_module(
-        chosen.module, chosen.shape, mean=chosen.mean, std=options.std, crop_pad=chosen.crop_pad, name=name
-    )
+
+def load_model(name: str, options: ModelOptions) -> LoadedModel:
+    """The module of a name, and the images that its options describe; see `compile_model`."""
+    import torch
+
+    from fedmpq.export import resolve
+
+    shape, classes, mean = options.input, options.classes, options.mean
+    if options.data is not None:
+        from fedmpq.cli._common import progress
+        from fedmpq.data import load
+
+        data = load(options.data, report=progress)
+        height, width, channels = data.shape
+        if shape not in {None, (channels, height, width)}:
+            raise UsageError(f"--input {_x(shape)} contradicts --data {options.data}: {channels}x{height}x{width}")
+        if classes is not None and classes < len(data.classes):
+            raise UsageError(f"--classes {classes} are fewer than the {len(data.classes)} of --data {options.data}")
+        shape = (channels, height, width)
+        classes = classes or len(data.classes)
+        mean = mean or tuple(map(float, data.mean))
+    shape = shape or (3, 32, 32)
+    torch.manual_seed(options.seed)
+    module = resolve(name, num_classes=classes or 10, in_channels=shape[0])
+    return LoadedModel(name, module, shape, mean or (128.0,), options)
 
 
 def choose_plan(program: core.Program, options: PlanOptions, base: core.Plan | None = None) -> Choice:

@@ -1,4 +1,4 @@
-"""`fedmpq inspect`: what an artifact, or an ExecuTorch program with one inside, holds."""
+"""`fedmpq inspect`: what an artifact (or an ExecuTorch program with one inside) holds, what of a model has records."""
 
 from __future__ import annotations
 
@@ -8,32 +8,78 @@ from typing import Any
 import click
 
 from fedmpq.cli._common import emit, example, human_bytes, json_option, print_table
+from fedmpq.cli._models import ModelOptions, model_options, take_model
+from fedmpq.errors import UsageError
 
-KINDS = {1: "conv+bn+relu", 2: "max pool", 3: "average pool", 4: "global pool", 5: "classifier"}
-SKIPS = {0: "", 1: "identity", 2: "option A"}
+KINDS = {2: "max pool", 3: "average pool", 4: "global pool", 5: "classifier", 6: "concat"}
+SKIPS = {0: "", 1: "identity", 2: "option A", 3: "concat"}
 
 
-@click.command(epilog=example("fedmpq inspect resnet20.fmpq", "fedmpq inspect resnet20.pte"))
-@click.argument("file", type=click.Path(path_type=Path))
+@click.command(epilog=example("fedmpq inspect resnet20.fmpq", "fedmpq inspect net.py:Net --input 3x32x32"))
+@click.argument("model")
+@model_options
 @json_option
-def command(file: Path, as_json: bool) -> None:
-    """Show an artifact's layers, bits, memory plan and hashes.
+def command(model: str, as_json: bool, **options: Any) -> None:
+    """Show layers, bits, MACs, bytes and hashes of an artifact, or what of a model can be exported.
 
-    FILE is an artifact or a .pte that `fedmpq export --target executorch` wrote.
+    MODEL is an artifact, a .pte that `fedmpq export --target executorch` wrote, or a model as in `fedmpq export`: then
+    the coverage of its operations comes first, and the bytes are those of `fedmpq export` with its defaults.
     """
+    if Path(model).is_file() or (":" not in model and Path(model).suffix):
+        from fedmpq.edge_runtime import artifact
+        from fedmpq.export.executorch import pte
+
+        if any(value is not None for key, value in options.items() if key != "seed"):
+            raise UsageError(f"{model} is a file: --input and the other options are for models")
+        held = pte.open_any(Path(model)) if Path(model).is_file() else artifact.read(model)
+        emit(_facts(model, Path(model).stat().st_size, held), as_json, _print)
+        return
+    _inspect_model(model, take_model(options), as_json)
+
+
+def _inspect_model(name: str, options: ModelOptions, as_json: bool) -> None:
+    """Coverage of a model, and if that is whole, the artifact that export would write."""
+    from fedmpq.cli._models import PlanOptions, choose_plan, load_model
+    from fedmpq.edge_runtime import artifact, core
+    from fedmpq.export.build import build_artifact
+    from fedmpq.export.coverage import coverage
+    from fedmpq.export.problems import UnsupportedOperations
+
+    loaded = load_model(name, options)
+    found = coverage(loaded.module, loaded.shape, name)
+    covered = {
+        "operations": found.operations,
+        "without_record": found.missing,
+        "parameters": found.parameters,
+        "parameters_covered": found.parameters - found.missing_parameters,
+        "macs": found.macs,
+        "macs_covered": found.macs - found.missing_macs,
+        "problems": [str(problem) for problem in found.problems],
+    }
+    if found.problems:
+        emit({"model": name, "coverage": covered}, as_json, _print_coverage)
+        raise UnsupportedOperations(f"{name} has {len(found.problems)} unsupported operations:", found.problems)
+    compiled = loaded.compile()
+    none = PlanOptions(**dict.fromkeys(PlanOptions.__dataclass_fields__))
+    plan = choose_plan(core.Program(compiled.program), none).plan
+    raw = artifact.pack(build_artifact(compiled, plan))
+    result = _facts(name, len(raw), artifact.unpack(raw)) | {"coverage": covered}
+    emit(result, as_json, _print)
+
+
+def _facts(name: str, size: int, held: Any) -> dict[str, Any]:
+    """All that is shown of an artifact."""
     from fedmpq.edge_runtime import core
     from fedmpq.export.build import plan_of
-    from fedmpq.export.executorch import pte
 
-    held = pte.open_any(file)
     program = core.Program(held.program)
     plan = plan_of(held)
     memory = core.plan_memory(program, plan)
     layers = [_layer(program, index, held) for index in range(len(program.records))]
     weights = sum(layer["weights"] for layer in layers)
-    result = {
-        "file": file,
-        "bytes": file.stat().st_size,
+    return {
+        "file": name,
+        "bytes": size,
         "model": held.manifest.get("model"),
         "input": list(program.in_shape),
         "classes": program.classes,
@@ -50,10 +96,16 @@ def command(file: Path, as_json: bool) -> None:
             "activations": memory.activations,
             "workspace": memory.workspace,
         },
-        "sha256": held.manifest["sha256"],
+        "sha256": held.manifest.get("sha256", {}),
         "manifest": held.manifest,
     }
-    emit(result, as_json, _print)
+
+
+def kind_of(record: Any) -> str:
+    """What a record computes, in words."""
+    if record.kind in KINDS:
+        return KINDS[record.kind]
+    return "conv" + ("+bias" if record.flags & 2 else "+bn") + ("" if record.flags & 1 else "+relu")
 
 
 def _layer(program: Any, index: int, held: Any) -> dict[str, Any]:
@@ -62,8 +114,8 @@ def _layer(program: Any, index: int, held: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "record": index,
         "name": record.name,
-        "kind": KINDS[record.kind],
-        "kernel": f"{record.kh}x{record.kw}/{record.stride}" if record.kind != 5 else "",
+        "kind": kind_of(record),
+        "kernel": f"{record.kh}x{record.kw}/{record.stride}" if record.kind not in {5, 6} else "",
         "groups": record.groups,
         "input": [record.h_in, record.w_in, record.cin],
         "output": [record.h_out, record.w_out, record.cout],
@@ -85,7 +137,22 @@ def _layer(program: Any, index: int, held: Any) -> dict[str, Any]:
     return facts
 
 
+def _print_coverage(result: dict[str, Any]) -> None:
+    """Which operations have a record, and how much of the model they are."""
+    covered = result["coverage"]
+    missing, total = covered["without_record"], sum(covered["operations"].values())
+    shares = [
+        f"{covered[f'{key}_covered']:,} of {covered[key]:,} {label}"
+        for key, label in (("parameters", "parameters"), ("macs", "MACs"))
+    ]
+    click.echo(f"{total - sum(missing.values())} of {total} operations have a record: {', '.join(shares)}\n")
+    rows = [[name.removeprefix("aten."), count, missing.get(name, "")] for name, count in covered["operations"].items()]
+    print_table(["operation", "found", "without record"], rows)
+
+
 def _print(result: dict[str, Any]) -> None:
+    if "coverage" in result:
+        _print_coverage(result)
     height, width, channels = result["input"]
     click.echo(
         f"{result['file']}: {result['model']}, images {height}×{width}×{channels}, {result['classes']} classes, "

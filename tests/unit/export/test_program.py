@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmpq.edge_runtime import core
-from fedmpq.errors import ModelError
-from fedmpq.export.program import NAME_BYTES, Kind, ProgramBuilder, fit_name, program_id
+from fedmpq.errors import FormatError, ModelError
+from fedmpq.export.program import NAME_BYTES, Flag, Kind, ProgramBuilder, fit_name, program_id
+from fedmpq.models.reference.program import parse
 
 
 def small() -> ProgramBuilder:
@@ -75,6 +76,10 @@ def test_option_a_takes_a_subsampled_skip_with_padded_channels() -> None:
         (lambda b: b.pool("x", Kind.AVG_POOL, 2, pad=1), "without padding only"),
         (lambda b: b.pool("x", Kind.MAX_POOL, 2, input=0), "the image itself"),
         (lambda b: b.pool("x", Kind.CONV, 2), "no window pooling"),
+        (lambda b: b.concat("x", 1, 0), "the image itself cannot be concatenated"),
+        (lambda b: b.concat("x", 2, 2), "concatenated with itself"),
+        (lambda b: b.concat("x", 2, b.conv("y", 4)), "cannot stand side by side"),
+        (lambda b: b.concat("x", 2, b.conv("y", 4, pad=1, flags=Flag.LINEAR)), "behind a ReLU, the other is not"),
         (lambda b: b.classifier("x", 1), "1 classes"),
         (lambda b: b.classifier("x", 2) and b.conv("y", 4, 1), "nothing may follow the classifier"),
         (lambda b: b.build(), "has to end in a classifier"),
@@ -89,6 +94,35 @@ def test_what_does_not_fit_is_refused(change: Callable[[ProgramBuilder], object]
     builder.shapes[1] = builder.shapes[2]
     with pytest.raises(ModelError, match=message):
         change(builder)
+
+
+@pytest.mark.parametrize(
+    ("record", "offset", "value"),
+    [
+        (0, 7, 4),  # a flag that does not exist
+        (3, 7, 1),  # a flag of a concatenation
+        (3, 5, 1),  # its skip kind
+        (3, 6, 0),  # its exponent, below that of an input
+        (3, 10, 9),  # its channels
+        (3, 22, 3),  # both inputs the same
+        (2, 7, 0),  # one input unsigned, the other signed
+        (2, 5, 3),  # a convolution that concatenates
+    ],
+)
+def test_both_parsers_refuse_what_a_record_cannot_be(record: int, offset: int, value: int) -> None:
+    builder = ProgramBuilder((6, 6, 3))
+    builder.conv("a", 4, pad=1)
+    builder.conv("b", 4, pad=1, t_out=1, flags=Flag.LINEAR)
+    builder.conv("c", 4, pad=1, input=1, flags=Flag.LINEAR | Flag.BIASED)
+    builder.concat("cat", 2, 3)
+    builder.classifier("fc", 4)
+    program = bytearray(builder.build())
+    assert [r.flags for r in core.Program(bytes(program)).records] == [0, 1, 3, 1, 1]
+    assert parse(bytes(program)).zeros == (0, 0, 128, 128, 128, 128)
+    program[64 + 64 * record + offset] = value
+    for read in (core.Program, parse):
+        with pytest.raises(FormatError):
+            read(bytes(program))
 
 
 @pytest.mark.parametrize(
