@@ -37,6 +37,7 @@ class RayEngine:
 
     def __init__(self, address: str = "local", workers: int = 0) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # the default gives up on a busy machine
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             import ray
@@ -46,7 +47,7 @@ class RayEngine:
         try:
             options: dict[str, Any] = {"num_cpus": workers or None} if address == "local" else {}
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - Ray raises bare ones
             first = str(error).split("\n")[0]
             raise NetworkError(
                 f"Ray at {address!r} cannot be used: {first}", "is the cluster up? `ray status`"
