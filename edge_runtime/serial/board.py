@@ -11,8 +11,9 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from fedmpq.edge_runtime import core
+from fedmpq.edge_runtime import core, native
 from fedmpq.edge_runtime.serial.link import FirmwareError, Link
+from fedmpq.edge_runtime.serial.wire import Address
 from fedmpq.errors import ArenaTooSmall, BudgetError, CoreError, FormatError
 
 WRITE, PROGRAM, PLAN, OPEN, PLANE, PARAMS, READ_PLANE, READ_PARAMS = range(2, 10)
@@ -44,6 +45,11 @@ class RemoteCore:
 
     def __init__(self, link: Link) -> None:
         self.link = link
+
+    @classmethod
+    def connect(cls, url: str) -> RemoteCore:
+        """The core at a URL of `wire.Address`; its firmware must be of this version. Raises what `Link` raises."""
+        return cls(Link(Address.parse(url), native.library().fmpq_version().decode()))
 
     def isa(self) -> str:
         """The device's kernels."""

@@ -8,6 +8,7 @@ unplugged in the middle of a round trains the round again from the same start, w
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 import fedmpq
@@ -25,10 +26,35 @@ log = logging.getLogger("fedmpq.device")
 ATTEMPTS: Final = 5
 
 
+def trial_sizes(core: RemoteCore, program: Any, settings: Settings, budget: int) -> tuple[PlanSize, ...]:
+    """Planned and measured bytes at 1..8 bits, by training one micro-batch on the device at each width that fits.
+
+    Raises:
+        LinkError: the device was lost again and again.
+    """
+    samples = settings.micro_batch or settings.batch
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return tuple(trial.measure(core, program, settings, budget, 1, samples))
+        except LinkError as error:
+            if attempt == ATTEMPTS:
+                raise
+            log.warning("%s; measuring again", error)
+    raise AssertionError
+
+
 class GatewayAgent(Agent):
     """The agent of a device behind a link; its core is a `RemoteCore`."""
 
     _core: RemoteCore
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """As `Agent.run`; `stop` also ends the wait for a device that does not answer."""
+        link = self._core.link
+        link.stopping = stop
+        super().run(stop)
+        done = link.counters
+        log.info("serial line: %d requests, %d sent again, %d damaged", done.requests, done.repeats, done.damaged)
 
     def _make_profile(self, coord: CoordState) -> Profile:
         assert isinstance(coord.job, Job)
@@ -36,7 +62,7 @@ class GatewayAgent(Agent):
         data = (self._store.directory / "blobs" / coord.job.program).read_bytes()
         program = core.Program(data)
         budget = self._budget(settings)
-        sizes = self._trial_sizes(program, settings, budget)
+        sizes = trial_sizes(core, program, settings, budget)
         facts = core.facts()
         ram = facts.limit + facts.data + facts.bss + facts.stack_kept
         return Profile(
@@ -67,18 +93,6 @@ class GatewayAgent(Agent):
         most = self._core.budget(self._program, settings.batch)
         granted = self.options.limits.memory
         return most if granted is None else min(most, granted)
-
-    def _trial_sizes(self, program: Any, settings: Settings, budget: int) -> tuple[PlanSize, ...]:
-        """Planned and measured bytes at 1..8 bits, by one micro-batch on the device each."""
-        samples = settings.micro_batch or settings.batch
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return tuple(trial.measure(self._core, program, settings, budget, 1, samples))
-            except LinkError as error:
-                if attempt == ATTEMPTS:
-                    raise
-                log.warning("%s; measuring again", error)
-        raise AssertionError
 
 
 class RemoteAssignment(Assignment):

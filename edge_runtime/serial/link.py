@@ -121,6 +121,11 @@ class Link:
         patience: timeouts.
         open_line: how a line is opened; replaced in tests.
 
+    Attributes:
+        info: what the device said of itself last.
+        counters: of this link.
+        stopping: asked before a request is sent again; True gives up with a LinkError.
+
     Raises:
         FirmwareError: another protocol or another version of the core.
         LinkError: nothing answers.
@@ -136,6 +141,7 @@ class Link:
         self.address = address
         self.counters = Counters()
         self.patience = patience or Patience()
+        self.stopping: Callable[[], bool] = lambda: False
         self._core_version = core_version
         self._open_line = open_line
         self._line: Line | None = None
@@ -251,6 +257,8 @@ class Link:
             answer = self._await(frame.seq, min(end, monotonic() + wait))
             if answer is not None:
                 return answer
+            if self.stopping():
+                raise LinkError(f"{self.address}: the gateway stops")
             if monotonic() >= end:
                 raise LinkError(
                     f"{self.address}: no answer for {patience:.0f} s", "is the device running the gateway firmware?"

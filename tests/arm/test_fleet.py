@@ -36,8 +36,8 @@ PROGRAM = NET.build()
 ROUNDS = 3
 #: Device -> samples, arena limit (None: as it measures itself).
 FLEET: dict[str, tuple[int, int | None]] = {
-    "pi-small": (6, 240_000),
-    "pi-large": (7, 1_000_000),
+    "pi-small": (6, 140_000),
+    "pi-large": (7, 170_000),
     "desk": (9, 4_000_000),
     "board": (5, None),
 }

@@ -16,7 +16,9 @@ from fedmpq.coordinator import service, status
 from fedmpq.coordinator.broker import find_mosquitto
 from fedmpq.coordinator.samples import ArraySamples
 from fedmpq.coordinator.simulate import Simulation
+from fedmpq.edge_runtime import artifact
 from fedmpq.edge_runtime.shard import write_shard
+from fedmpq.edge_runtime.weights import LayerBlobs
 from tests.helpers import edge, programs
 from tests.network.test_device_processes import NET, origin
 
@@ -103,3 +105,32 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path: Path, serial: str, cod
     assert done.returncode == code
     (line,) = done.stderr.splitlines()
     assert words in line
+
+
+def test_profile_of_a_device_behind_a_line(tmp_path: Path) -> None:
+    model = tmp_path / "model.fmpq"
+    artifact.write(model, small_artifact())
+    serial = f"exec:{edge.native()} serve --limit 200000"
+    options = ["--serial", serial, "--batch", "4", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fedmpq", "device", "profile", str(model), *options],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    facts = json.loads(done.stdout)
+    assert (facts["machine"], facts["limit_source"], facts["available_bytes"]) == ("fedmpq-edge", "board", 200_000)
+    assert 199_000 < facts["budget_bytes"] < 200_000 - 4 * 66
+    assert [row["planned_bytes"] for row in facts["plans"]] == [row["measured_bytes"] for row in facts["plans"]]
+    assert facts["largest_bits"] == 8
+
+
+def small_artifact() -> artifact.Artifact:
+    bits = (2,) * len(NET.layers)
+    plan = {
+        "bits": list(bits), "batch": 8, "micro_batch": 8, "act_bits": 4, "guard": 0, "momentum": False, "threads": 1,
+        "crop": True, "flip": True, "decay_bn": True, "recompute": True,
+    }  # fmt: skip
+    layers = tuple(
+        LayerBlobs(s.bits, s.guard, s.step, rows * kh * kw * cin, s.planes, s.params)
+        for s, (_, rows, kh, kw, cin) in zip(programs.states(NET, bits), NET.layers, strict=True)
+    )
+    return artifact.Artifact(NET.build(), layers, plan, {})

@@ -11,7 +11,7 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fedmpq.edge_runtime.agent import Agent, Options
     from fedmpq.edge_runtime.artifact import Artifact
     from fedmpq.edge_runtime.mqtt import Broker
-    from fedmpq.edge_runtime.protocol import Settings
+    from fedmpq.edge_runtime.protocol import PlanSize, Settings
     from fedmpq.edge_runtime.seal import Seal
 
 #: Where `--insecure` looks for a broker by default.
@@ -38,6 +38,15 @@ _limit_option = click.option(
     help="Bytes a training arena may take, for example 512KiB. Otherwise measured: cgroup limit, free memory.",
 )
 _threads_option = click.option("--threads", type=click.IntRange(1, 64), default=1, help="Threads of local training.")
+
+
+def _serial_option(required: bool) -> Any:
+    return click.option(
+        "--serial",
+        required=required,
+        metavar="URL",
+        help="Where a device behind a gateway is: /dev/tty…[?baud=N], tcp://HOST:PORT, unix:PATH or exec:COMMAND.",
+    )
 
 
 def _host_name() -> str:
@@ -56,18 +65,37 @@ def command() -> None:
     """Profile this device or run it as a member of a fleet."""
 
 
-@command.command("profile", epilog=example("fedmpq device profile", "fedmpq device profile model.fmpq --batch 16"))
+@command.command(
+    "profile",
+    epilog=example(
+        "fedmpq device profile",
+        "fedmpq device profile model.fmpq --batch 16",
+        "fedmpq device profile model.fmpq --batch 1 --serial /dev/ttyACM0",
+    ),
+)
 @click.argument("artifact", required=False, type=click.Path(path_type=Path))
 @click.option("--batch", type=click.IntRange(1, 4096), help="Batch size; by default the artifact's.")
 @_limit_option
 @_threads_option
+@_serial_option(required=False)
 @json_option
-def profile(artifact: Path | None, batch: int | None, memory_limit: int | None, threads: int, as_json: bool) -> None:
+def profile(
+    artifact: Path | None,
+    batch: int | None,
+    memory_limit: int | None,
+    threads: int,
+    serial: str | None,
+    as_json: bool,
+) -> None:
     """Measure memory and, for an ARTIFACT, the exact bytes of training it at 1 to 8 bits.
 
-    Each width that fits is measured by a trial step in a child process.
+    Each width that fits is measured by a trial step in a child process, or on the device at --serial.
     """
     import platform
+
+    if serial is not None:
+        emit(_board_profile(serial, artifact, batch, memory_limit), as_json, _print_profile)
+        return
 
     from fedmpq.edge_runtime import core, memory
 
@@ -90,33 +118,60 @@ def profile(artifact: Path | None, batch: int | None, memory_limit: int | None, 
 
 def _sizes(path: Path, batch: int | None, budget: int, threads: int) -> dict[str, Any]:
     """The size table of an artifact's program and the largest uniform width that fits."""
-    from fedmpq.edge_runtime import artifact, core
+    from fedmpq.edge_runtime import core
     from fedmpq.edge_runtime import profile as profiles
 
-    model = artifact.read(path)
-    settings = _settings_of(model)
-    if batch is not None:
-        settings = replace(settings, batch=batch, micro_batch=None)
+    model, settings = _read(path, batch)
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "program"
         program.write_bytes(model.program)
         sizes, peak = profiles.trials_in_child(core, program, settings, budget, threads)
+    return {**_table(model, settings, sizes), "peak_bytes": peak}
+
+
+def _board_profile(serial: str, path: Path | None, batch: int | None, granted: int | None) -> dict[str, Any]:
+    """The same of a device behind a serial line."""
+    from fedmpq.edge_runtime.serial.board import RemoteCore
+    from fedmpq.edge_runtime.serial.gateway import trial_sizes
+
+    core = RemoteCore.connect(serial)
+    try:
+        info, found = core.link.info, core.facts()
+        facts: dict[str, Any] = {
+            "machine": info.board, "isa": info.isa, "isas": [info.isa], "cpus": 1,
+            "ram_bytes": found.limit + found.data + found.bss + found.stack_kept, "available_bytes": found.limit,
+            "cgroup_bytes": None, "budget_bytes": min(found.limit, granted or found.limit),
+            "limit_source": "option" if granted and granted < found.limit else "board",
+        }  # fmt: skip
+        if path is not None:
+            model, settings = _read(path, batch)
+            program = core.Program(model.program)
+            facts["budget_bytes"] = min(core.budget(program, settings.batch), granted or found.limit)
+            facts.update(_table(model, settings, trial_sizes(core, program, settings, facts["budget_bytes"])))
+        facts |= {name: value for name, value in core.facts()._asdict().items() if name.startswith("stack") and value}
+    finally:
+        core.link.close()
+    return facts
+
+
+def _read(path: Path, batch: int | None) -> tuple[Artifact, Settings]:
+    """An artifact and the settings of its default plan, with another batch if one is given."""
+    from fedmpq.edge_runtime import artifact
+    from fedmpq.edge_runtime.protocol import Settings
+
+    model = artifact.read(path)
+    settings = Settings(**{name: model.plan[name] for name in Settings.__dataclass_fields__})
+    return model, settings if batch is None else replace(settings, batch=batch, micro_batch=None)
+
+
+def _table(model: Artifact, settings: Settings, sizes: Sequence[PlanSize]) -> dict[str, Any]:
     fitting = [size.bits for size in sizes if size.measured_bytes is not None]
     return {
         "program": model.program_id,
         "batch": settings.batch,
         "plans": [asdict(size) for size in sizes],
-        "peak_bytes": peak,
         "largest_bits": max(fitting, default=0),
     }
-
-
-def _settings_of(model: Artifact) -> Settings:
-    """The settings of an artifact's default plan."""
-    from fedmpq.edge_runtime.protocol import Settings
-
-    plan = model.plan
-    return Settings(**{name: plan[name] for name in Settings.__dataclass_fields__})
 
 
 def _print_profile(facts: dict[str, Any]) -> None:
@@ -144,44 +199,33 @@ _LOCAL = {"threads", "engine", "pte"}
         "fedmpq device gateway --serial 'exec:ssh pi fedmpq-edge serve' --insecure --name pi --data client-0.shard",
     ),
 )
-@click.option(
-    "--serial",
-    required=True,
-    metavar="URL",
-    help="Where the device is: /dev/tty…[?baud=N], tcp://HOST:PORT, unix:PATH or exec:COMMAND.",
-)
+@_serial_option(required=True)
 def gateway(serial: str, **options: Any) -> None:
     """Join a microcontroller to a fleet: it trains, this process speaks for it.
 
     The device runs the firmware of `fedmpq build --what gateway`, or `fedmpq-edge serve`. Weights and images go to
     it over its serial line; a reset or a lost line costs at most one round's training so far.
     """
-    from fedmpq.edge_runtime import native
     from fedmpq.edge_runtime.serial.board import RemoteCore
     from fedmpq.edge_runtime.serial.gateway import GatewayAgent
-    from fedmpq.edge_runtime.serial.link import Link
-    from fedmpq.edge_runtime.serial.wire import Address
 
-    address = Address.parse(serial)
     tls = options.pop("ca"), options.pop("cert"), options.pop("key")
     identity = _identity(
         options.pop("credentials"), options.pop("broker"), options.pop("fleet"), options.pop("name"), tls,
         insecure=options.pop("insecure"),
     )  # fmt: skip
-    link = Link(address, native.library().fmpq_version().decode())
-    info = link.info
-    note(f"{info.board} on {address}: {info.isa} kernels, {info.limit} bytes for training")
+    core = RemoteCore.connect(serial)
+    info = core.link.info
+    note(f"{info.board} on {core.link.address}: {info.isa} kernels, {info.limit} bytes for training")
     try:
         join(
             identity,
             threads=1,
-            make=lambda how, transport, store, shard, seal: GatewayAgent(
-                how, transport, store, shard, RemoteCore(link), seal=seal
-            ),
+            make=lambda how, transport, store, shard, seal: GatewayAgent(how, transport, store, shard, core, seal=seal),
             **options,
         )
     finally:
-        link.close()
+        core.link.close()
 
 
 @command.command(
