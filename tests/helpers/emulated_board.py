@@ -46,11 +46,19 @@ class EmulatedBoard:
         command = [*tools.emulator(self.profile), *gateway.line(f"unix:{self._serial}"), str(self._elf)]
         command += ["-qmp", f"unix:{self._control},server=on,wait=off"]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        end = monotonic() + 30
-        while not (self._serial.exists() and self._control.exists()):
+        end = monotonic() + 60
+        while not self._answers():
             assert monotonic() < end, "the emulator did not start"
             assert self._process.poll() is None, "the emulator ended"
-            sleep(0.02)
+            sleep(0.05)
+
+    def _answers(self) -> bool:
+        """Whether its sockets listen: the control socket is the last one it makes."""
+        try:
+            self._ask("query-status")
+        except OSError:
+            return False
+        return True
 
     def reset(self) -> None:
         """Press the reset button."""
