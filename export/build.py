@@ -61,6 +61,7 @@ def with_states(
         for s, theta in zip(states, thetas, strict=True)
     )
     fields = asdict(replace(plan, bits=tuple(s.bits for s in states), micro_batch=plan.micro_batch or plan.batch))
+    del fields["roomy"]  # how a board spends its memory is its own choice
     return Artifact(program, layers, {**fields, "bits": list(fields["bits"])}, manifest)
 
 

@@ -12,8 +12,8 @@ from fedmpq.bench.job import Job
 from fedmpq.bench.process import Worker, prepare
 from fedmpq.edge_runtime import artifact, core
 
-#: Batches that the arena is planned for.
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+#: Batches that the arena is planned for. A batch of one works in strips of rows and takes less than the line says.
+BATCHES = (2, 4, 8, 16, 32, 64, 128, 256)
 
 _STEPS = 3
 

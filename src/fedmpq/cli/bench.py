@@ -141,7 +141,7 @@ def memory(
     """Measure how far a process grows by training.
 
     Each engine trains a few steps in a process of its own, whose largest resident size is compared with that before
-    the model was loaded. The core's arena is planned for batches 1 to 256 and fitted by fixed + slope x batch.
+    the model was loaded. The core's arena is planned for batches 2 to 256 and fitted by fixed + slope x batch.
     """
     from fedmpq.bench import memory as measure
     from fedmpq.bench.job import Job
@@ -169,6 +169,48 @@ def _print_memory(result: dict[str, Any]) -> None:
         f"arena = {fit['fixed_bytes']:,} + {fit['bytes_per_sample']:,} × batch bytes "
         f"(within {100 * fit['largest_deviation']:.2f} % from batch {fit['batches'][0]} to {fit['batches'][-1]})"
     )
+
+
+@command.command(epilog=example("fedmpq bench scaling --batches 8,64,256 --threads 2 --json"))
+@click.option("--model", default="resnet20", help=f"What to train: {MODEL_HELP}.")
+@click.option("--input", "shape", type=ImageShape(), default="3x32x32", help="Image shape, channels first.")
+@click.option("--classes", type=click.IntRange(2, 1024), default=10, help="Number of classes.")
+@click.option("--bits", type=click.FloatRange(1, 8), default=4, help="Average bit-width.")
+@click.option("--batch", type=click.IntRange(1, 65535), default=64, help="Samples of a step to compare with.")
+@click.option("--batches", type=Batches(), default="8,256", help="Further batches, with one thread.")
+@click.option("--threads", type=Batches(), default="2", help="Further numbers of threads.")
+@click.option("--repetitions", type=click.IntRange(1, 1000), default=7, help="Turns of each; medians count.")
+@click.option("--seconds", type=click.FloatRange(0.001, 600), default=0.7, help="Length of a turn.")
+@json_option
+def scaling(
+    model: str, shape: tuple[int, int, int], classes: int, bits: float, batch: int, batches: tuple[int, ...],
+    threads: tuple[int, ...], repetitions: int, seconds: float, as_json: bool,
+) -> None:  # fmt: skip
+    """Compare the core with itself: batches, threads, FedMPQ's own work.
+
+    That work is the group Lasso in every step, counting set bits and pruning top planes after it; without it a device
+    trains as in AQFL.
+    """
+    from fedmpq.bench import scaling as measure
+    from fedmpq.bench.job import Job
+
+    job = Job("fedmpq", model, shape, classes, batch, bits=bits)
+    total = repetitions * len(measure.jobs_of(job, batches, threads))
+    with progress("turns", total=total) as advance:
+        result = measure.run(job, batches, threads, repetitions, seconds, advance)
+    emit(result, as_json, _print_scaling)
+
+
+def _print_scaling(result: dict[str, Any]) -> None:
+    print_table(
+        ["batch", "ms a sample"], [[row["batch"], row["ms_per_sample"]] for row in result["batches"]], result["model"]
+    )
+    print_table(
+        ["threads", "step, ms", "times one"],
+        [[row["threads"], row["step_ms"], row["speedup"]] for row in result["threads"]],
+        f"batch {result['batch']}",
+    )
+    print(f"Lasso, densities and pruning add {100 * result['fedmpq_overhead']:.1f} % to a step")
 
 
 @command.command(epilog=example("fedmpq bench targets --model resnet8 --batch 16 --json"))
