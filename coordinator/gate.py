@@ -23,6 +23,8 @@ from fedmpq.errors import FedmpqError, ProtocolError
 CONTROL_BURST, CONTROL_RATE = 120.0, 20.0
 #: Payload bytes of one device: a whole upload of the largest nets at once, then a rate that no modem passes.
 BYTES_BURST, BYTES_RATE = 256e6, 16e6
+#: Devices whose rates are remembered.
+MOST_DEVICES = 200_000
 #: Seconds between two journal entries of one device and reason.
 NOTE_EVERY_S = 60.0
 
@@ -128,6 +130,9 @@ class Gate:
         if len(payload) > MAX_MESSAGE + SEAL_SIZE:
             raise RefusedError("oversize", device, f"{len(payload)} bytes, a message has at most {MAX_MESSAGE}")
         now = self.clock()
+        if len(self._bytes) >= MOST_DEVICES:  # made-up names at an open broker
+            self._bytes.clear()
+            self._control.clear()
         bucket = self._bytes.setdefault(device, _Bucket(BYTES_BURST, now))
         allowed = bucket.take(len(payload), BYTES_BURST, BYTES_RATE, now)
         if allowed and not is_chunk(payload):

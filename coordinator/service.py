@@ -171,9 +171,9 @@ class Service:
     def _given_broker(self, where: Where) -> Broker:
         """A broker that runs already; UsageError if it is in plain text and that was not asked for."""
         assert where.broker is not None
-        self.url = where.broker
         ca, certificate, key = where.tls
         address = Broker.from_url(where.broker, ca=ca, certificate=certificate, key=key)
+        self.url = str(address)  # without the password that `broker` may hold
         if self.enrolment is not None:
             if not address.tls:
                 raise UsageError(
