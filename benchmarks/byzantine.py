@@ -3,7 +3,8 @@
     python benchmarks/byzantine.py --data digits --model resnet8 --rounds 10 --epochs 2 --out byzantine-digits.json
 
 Every run has the same clients, data, first model and seed; only the attack and the rule differ. Attackers keep to the
-protocol (coordinator/attacks.py). `none` under no attack is the run that others are compared with.
+protocol (coordinator/attacks.py). Pairs that the file holds already are not run again. `none` under no attack is the
+run that the others are compared with.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    runs = []
+    runs: list[dict[str, object]] = json.loads(options.out.read_text())["runs"] if options.out.is_file() else []
+    done = {(run["seed"], run["attack"], run["rule"]) for run in runs}
     for seed in map(int, options.seeds.split(",")):
         setting = Setting(
             data=options.data, model=options.model, clients=options.clients, alpha=options.alpha or None, seed=seed,
@@ -52,6 +54,8 @@ def main() -> None:
         prepared = prepare(setting)
         for attack in options.attacks.split(","):
             for rule in options.rules.split(","):
+                if (seed, attack, rule) in done:
+                    continue
                 keys = {"robust": rule, **dict(parse_setting(text) for text in options.settings)}
                 config = config_of("fedmpq", prepared, keys)
                 mean, test = bytes(prepared.dataset.mean), prepared.judged
