@@ -9,8 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SITE = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Debian packages: the broker of the demo and of the network tests, and the Fashion-MNIST images.
-SYSTEM_PACKAGES := gcc g++ make mosquitto dataset-fashion-mnist python3-venv
+# Debian packages: the broker of the demo and of the network tests, the Fashion-MNIST images, the voices of the keywords.
+SYSTEM_PACKAGES := gcc g++ make mosquitto dataset-fashion-mnist espeak-ng python3-venv
 # Folders that become subpackages of fedmpq (pyproject.toml, tool.scikit-build.wheel.packages).
 FOLDERS := models export coordinator edge_runtime firmware_profiles
 CORE_SOURCES = $(shell find CMakeLists.txt edge_runtime/core -name '*.c' -o -name '*.h' -o -name '*.inc' -o -name 'CMakeLists.txt')

@@ -151,7 +151,7 @@ def _correct(predict: Predict, test: Images, batch: int) -> int:
         stop = min(start + batch, test.count)
         pixels = np.frombuffer(test.images(start, stop), np.uint8).reshape(-1, height, width, channels)
         labels = np.frombuffer(test.labels(start, stop), np.uint16)
-        logits = predict(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+        logits = predict(pixels.transpose(0, 3, 1, 2).copy(order="C"))
         correct += int((logits.argmax(axis=1) == labels).sum())
     return correct
 

@@ -85,7 +85,8 @@ def info(source: str, size: tuple[int, int] | None, as_json: bool) -> None:
 def import_(source: str, out: Path, size: tuple[int, int] | None, validation: float, seed: int, as_json: bool) -> None:
     """Decode a data set once and write it as one training shard and one test shard.
 
-    SOURCE is digits, fashion-mnist, cifar10, cifar100, tiny-imagenet, or a folder or archive of images.
+    SOURCE is digits, keywords (synthetic speech), fashion-mnist, cifar10, cifar100, tiny-imagenet, or a folder or
+    archive of images.
     """
     from fedmpq.data import load
 
@@ -131,7 +132,8 @@ def partition(
 ) -> None:
     """Divide a data set among clients and write a shard for each.
 
-    SOURCE is digits, fashion-mnist, cifar10, cifar100, tiny-imagenet, or a folder or archive of images.
+    SOURCE is digits, keywords (synthetic speech), fashion-mnist, cifar10, cifar100, tiny-imagenet, or a folder or
+    archive of images.
     """
     from fedmpq.data import dirichlet, iid, load
 

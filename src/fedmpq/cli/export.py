@@ -50,13 +50,13 @@ def command(
 ) -> None:
     """Compile a PyTorch model into an artifact for a budget.
 
-    MODEL is a built-in model (resnet8, resnet20, resnet44), package.module:factory or file.py:factory. The budget is an
-    average bit-width (--bits) or a number of bytes (--memory, --profile): then the plan with the most bits that fits is
-    taken; micro-batch and, if need be, batch shrink before bits fall below 4. Targets: native (an artifact file), c
-    (a header and a source with constants, for firmware), onnx (the training step as standard integer operators),
-    executorch (a .pte whose delegate is the integer core and enforces --memory where it is loaded; MODEL may be an
-    artifact), ort-training (the full-precision model for `fedmpq device run --engine ort-training` and ONNX Runtime's
-    own training interface).
+    MODEL is a built-in model (resnet8, resnet20, resnet44, ds-cnn), package.module:factory or file.py:factory. The
+    budget is an average bit-width (--bits) or a number of bytes (--memory, --profile): then the plan with the most bits
+    that fits is taken; micro-batch and, if need be, batch shrink before bits fall below 4. Targets: native (an artifact
+    file), c (a header and a source with constants, for firmware), onnx (the training step as standard integer
+    operators), executorch (a .pte whose delegate is the integer core and enforces --memory where it is loaded; MODEL
+    may be an artifact), ort-training (the full-precision model for `fedmpq device run --engine ort-training` and ONNX
+    Runtime's own training interface).
 
     With --inference, MODEL is a trained artifact: each form is judged beside the core on the test images of --data.
     """

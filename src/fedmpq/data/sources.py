@@ -14,6 +14,7 @@ from fedmpq.data.dataset import Dataset
 from fedmpq.data.digits import read_digits
 from fedmpq.data.download import REMOTES, download
 from fedmpq.data.idx import is_idx, read_idx
+from fedmpq.data.keywords import read_keywords
 from fedmpq.data.report import Reporter, silent
 from fedmpq.data.tree import Tree, open_tree
 from fedmpq.errors import DataError
@@ -26,7 +27,7 @@ _FILES = {
     "tiny-imagenet": ("tiny-imagenet-200", "tiny-imagenet", "tiny-imagenet-200.zip", "tiny-imagenet.zip"),
 }
 #: The known names, for help texts and messages.
-NAMES = ("digits", *_FILES)
+NAMES = ("digits", "keywords", *_FILES)
 
 
 def load(
@@ -52,6 +53,8 @@ def load(
     """
     if os.fspath(source) == "digits":
         dataset = read_digits()
+    elif os.fspath(source) == "keywords":
+        dataset = read_keywords(report=report)
     else:
         path, name = locate(source, report)
         dataset = _load_tree(open_tree(path), name, size, report)

@@ -43,7 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_built_in_models_come_by_name() -> None:
-    assert zoo_names() == ["resnet20", "resnet44", "resnet8"]
+    assert zoo_names() == ["ds-cnn", "resnet20", "resnet44", "resnet8"]
     net = resolve("resnet8", num_classes=7, in_channels=1, unknown=3)
     assert net.fc.out_features == 7
 

@@ -15,7 +15,8 @@ from tests.helpers import programs
 
 
 @pytest.mark.parametrize(
-    ("name", "weights", "convolutions"), [("resnet8", 74_800, 7), ("resnet20", 268_336, 19), ("resnet44", 655_408, 43)]
+    ("name", "weights", "convolutions"),
+    [("resnet8", 74_800, 7), ("resnet20", 268_336, 19), ("resnet44", 655_408, 43), ("ds-cnn", 21_248, 9)],
 )
 def test_sizes(name: str, weights: int, convolutions: int) -> None:
     module = zoo.MODELS[name]()
