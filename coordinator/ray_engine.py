@@ -7,6 +7,7 @@ where and in which order tasks run changes no bit of the result.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,9 @@ from fedmpq.edge_runtime.protocol import PlanMessage
 from fedmpq.edge_runtime.trainer import Samples
 from fedmpq.errors import MissingExtraError, NetworkError
 
+#: Times that a local cluster is started before giving up.
+STARTS = 4
+
 
 class RayEngine:
     """A connection to a Ray cluster.
@@ -37,21 +41,29 @@ class RayEngine:
 
     def __init__(self, address: str = "local", workers: int = 0) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # the default gives up on a busy machine
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             import ray
         except ModuleNotFoundError:
             raise MissingExtraError("ray", "ray") from None
         self._ray: Any = ray
-        try:
-            options: dict[str, Any] = {"num_cpus": workers or None} if address == "local" else {}
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
-        except Exception as error:  # noqa: BLE001 - Ray raises bare ones
-            first = str(error).split("\n")[0]
-            raise NetworkError(
-                f"Ray at {address!r} cannot be used: {first}", "is the cluster up? `ray status`"
-            ) from None
+        options: dict[str, Any] = {"num_cpus": workers or None} if address == "local" else {}
+        for left in reversed(range(STARTS)):
+            try:
+                ray.init(
+                    address=address,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **options,
+                )
+                break
+            except Exception as error:  # noqa: BLE001 - Ray raises bare ones
+                ray.shutdown()
+                first = str(error).split("\n")[0]
+                if address == "local" and left and "timed out" in first:
+                    continue  # it gives a busy machine half a minute
+                raise NetworkError(f"Ray at {address!r} cannot be used: {first}", "is it up? `ray status`") from None
         self.workers = workers or int(ray.cluster_resources().get("CPU", 1))
         self._train = ray.remote(num_cpus=1, max_retries=3)(_train)
         self._part = ray.remote(num_cpus=1, max_retries=3)(_part)
