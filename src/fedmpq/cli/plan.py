@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,14 +25,16 @@ from fedmpq.cli._models import (
         "fedmpq plan resnet20 --bits 4 --batch 1",
         "fedmpq plan resnet20.fmpq",
         "fedmpq plan resnet8 --profile stm32h743 --json",
+        "fedmpq plan resnet8 --batch 1 --no-momentum --plot arena.svg",
     )
 )
 @click.argument("model")
 @model_options
 @plan_options
 @click.option("--buffers", is_flag=True, help="List every buffer of the arena.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the arena over time (SVG).")
 @json_option
-def command(model: str, buffers: bool, as_json: bool, **options: Any) -> None:
+def command(model: str, buffers: bool, plot: Path | None, as_json: bool, **options: Any) -> None:
     """Show the exact memory that training would take.
 
     MODEL is a model as for `fedmpq export`, or an artifact file, whose plan the options then change. The plan is made,
@@ -71,6 +74,12 @@ def command(model: str, buffers: bool, as_json: bool, **options: Any) -> None:
         "layers": _layers(program, plan, memory),
         "buffers": [buffer._asdict() for buffer in memory.buffers],
     }
+    if plot is not None:
+        from fedmpq.cli import _arena_plot
+
+        title = f"{Path(model).name}, batch {plan.micro_batch or plan.batch}: {memory.total:,} bytes"
+        plot.write_text(_arena_plot.draw(title, memory.total, memory.ops, result["buffers"]), encoding="utf-8")
+        note(f"drew {plot}")
     emit(result, as_json, lambda shown: _print(shown, buffers))
 
 
