@@ -6,12 +6,13 @@ A recorded update is valid in every check: the plan's own planes with some weigh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from fedmpq.coordinator import planes, source
-from fedmpq.coordinator.global_model import DeviceLayer
-from fedmpq.coordinator.layout import Layout
+from fedmpq.coordinator.global_model import DeviceLayer, GlobalModel
+from fedmpq.coordinator.layout import Layout, of_program
 from fedmpq.coordinator.planes import PackedLayer
 from fedmpq.coordinator.source import Source
 from fedmpq.edge_runtime import chunks, protocol
@@ -28,6 +29,19 @@ class Images:
 def resnet20(seed: int = 1) -> Source:
     """The model of the measurements: ResNet20 for 32x32x3 images of 10 classes."""
     return source.of_model("resnet20", Images(), bytes([125, 123, 114]), crop_pad=4, seed=seed)
+
+
+def save(origin: Source, folder: Path) -> None:
+    """Program and first model as files, so that a child process needs no PyTorch."""
+    (folder / "program").write_bytes(origin.program)
+    (folder / "model").write_bytes(origin.initial().to_bytes())
+
+
+def load(folder: Path) -> Source:
+    """What `save` wrote."""
+    program = (folder / "program").read_bytes()
+    shapes = of_program(program)
+    return Source(program, shapes, lambda: GlobalModel.from_bytes((folder / "model").read_bytes(), shapes), "resnet20")
 
 
 def profile_of(device: str, run: str, origin: Source, sizes: list[int], bits: int) -> bytes:

@@ -109,13 +109,21 @@ def main() -> None:
     seeds["serial"] = {"frame": frame, "two": frame + frame[:-2] + b"\x00" + frame}
     # The C targets.
     seeds["c-artifact"] = {"tiny": of_artifact()}
-    seeds["c-core"] = {}
-    choices = bytes([2, 1, 8, 1, 1, 1, 1, 1, 1, 1, 2, 3, 1, 4, 2, 2])
+    tiny = NETS["resnet"].build()
+    (Path(__file__).parent / "c" / "tiny_program.inc").write_text(
+        "".join(", ".join(map(str, tiny[at : at + 20])) + ",\n" for at in range(0, len(tiny), 20))
+    )
+    loads = b"".join(
+        bytes([op, record, plane, 90, 0, 0, 0, 0]) + bytes(90)
+        for op in range(7) for record in (0, 2) for plane in (0, 1)
+    )  # fmt: skip
+    seeds["c-core"] = {"planes": b"\0" + loads}
+    choices = bytes([2, 1, 8, 1, 1, 1, 1, 1, 1, 1, 2, 3, 1, 4, 2])
     for name, net in NETS.items():
-        program = net.build()
-        loads = b"".join(bytes([op, record, plane, 90, 0, 0, 0, 0]) + bytes(90) for op in range(7) for record in (0, 2)
-                         for plane in (0, 1))  # fmt: skip
-        seeds["c-core"][name] = choices + struct.pack("<H", len(program)) + program + loads
+        for planned in range(2 if name == "resnet" else 1):
+            program = net.build()
+            head = b"\1" + choices + bytes([1 - planned]) + struct.pack("<H", len(program))
+            seeds["c-core"][f"{name}-{planned}"] = head + program + (loads if planned else b"")
     seeds["c-server"] = {"round": serial_round()}
     seeds["c-files"] = {"shard": b"\0" + seeds["shards"]["two"], "frames": b"\1" + seeds["serial"]["two"]}
     for target, inputs in seeds.items():

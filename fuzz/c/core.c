@@ -1,5 +1,6 @@
-/* Programs, plans and planes: 16 bytes of choices, u16 length of a program, the program, then loads and reads of planes
- * and parameters with lengths of the fuzzer's own. */
+/* Programs, plans and planes. First byte even: loads and reads of planes and parameters, with lengths of the fuzzer's
+ * own, on a session that stays. Odd: 16 bytes of choices, u16 length of a program, the program, then loads as above;
+ * planning takes milliseconds, so it follows for one input in 16. */
 #include <fmpq/fmpq.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,6 +48,31 @@ static void use(fmpq_session *s, const fmpq_program *p, const uint8_t *data, siz
     }
 }
 
+static void planes(const uint8_t *data, size_t size)
+{
+    static const uint8_t tiny[] = {
+#include "tiny_program.inc"
+    };
+    static fmpq_program program;
+    static fmpq_session *session;
+    if (!session) {
+        fmpq_plan plan = {.batch = 2, .act_bits = 4, .guard = 1, .momentum = 1, .threads = 1, .recompute = 1};
+        void *scratch = malloc(fmpq_plan_scratch());
+        fmpq_memory memory;
+        if (fmpq_program_parse(tiny, sizeof tiny, &program) != FMPQ_OK)
+            abort();
+        for (unsigned r = 0; r < program.n_records; r++)
+            plan.bits[r] = fmpq_record_theta(&program.rec[r]) ? (uint8_t)(1 + r % 8) : 0;
+        if (fmpq_plan_memory(&program, &plan, scratch, &memory, 0, 0) != FMPQ_OK)
+            abort();
+        void *arena = aligned_alloc(FMPQ_ALIGN, (size_t)(memory.total + FMPQ_ALIGN - 1) / FMPQ_ALIGN * FMPQ_ALIGN);
+        if (fmpq_init(&program, &plan, arena, (size_t)memory.total, scratch, &session) != FMPQ_OK)
+            abort();
+        free(scratch);
+    }
+    use(session, &program, data, size);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     fmpq_program program;
@@ -55,14 +81,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     size_t len;
     uint64_t weights = 0;
     uint8_t *exact;
-    if (size < CHOICES + 2)
+    if (!size)
+        return 0;
+    if (!(data++[0] & 1)) {
+        planes(data, size - 1);
+        return 0;
+    }
+    if (--size < CHOICES + 2)
         return 0;
     len = data[CHOICES] | (size_t)data[CHOICES + 1] << 8;
     if (len > size - CHOICES - 2)
         len = size - CHOICES - 2;
     exact = malloc(len ? len : 1);
     memcpy(exact, data + CHOICES + 2, len);
-    if (fmpq_program_parse(exact, len, &program) == FMPQ_OK) {
+    if (fmpq_program_parse(exact, len, &program) == FMPQ_OK && !(data[15] & 15)) {
         void *scratch = malloc(fmpq_plan_scratch());
         memset(&plan, 0, sizeof plan);
         plan.batch = data[0], plan.accumulate = data[1], plan.act_bits = data[2], plan.guard = data[3], plan.momentum = data[4];
