@@ -11,6 +11,7 @@ input under build/fuzz/crashes; new inputs that reach new code go to build/fuzz/
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -34,14 +35,19 @@ def c_sources() -> list[Path]:
 
 
 def build(target: str, compiler: str, *flags: str) -> Path:
-    """Compiles a C target; `flags` choose the driver."""
+    """Compiles a C target; `flags` choose the driver. The core is compiled once for the same compiler and flags."""
     BUILD.mkdir(parents=True, exist_ok=True)
+    options = ["-std=c11", "-g", "-fno-sanitize-recover=all", f"-I{CORE / 'include'}", f"-I{CORE / 'src'}"]
+    options += [flag for flag in flags if flag.startswith("-")]
+    made = BUILD / f"objects-{hashlib.sha256(' '.join([compiler, *options]).encode()).hexdigest()[:12]}"
+    sources = c_sources()
+    if not made.is_dir() or min(p.stat().st_mtime for p in made.iterdir()) < max(p.stat().st_mtime for p in sources):
+        made.mkdir(exist_ok=True)
+        library = [option.replace("=fuzzer,", "=fuzzer-no-link,") for option in options]
+        subprocess.run([compiler, *library, "-c", *map(str, sources)], check=True, cwd=made)
     program = BUILD / f"{target}-{Path(compiler).name}"
-    command = [
-        compiler, "-std=c11", "-g", "-O2", "-fno-sanitize-recover=all", *flags, f"-I{CORE / 'include'}",
-        f"-I{CORE / 'src'}", str(ROOT / "fuzz" / "c" / C_TARGETS[target]), *map(str, c_sources()), "-o", str(program),
-    ]  # fmt: skip
-    subprocess.run(command, check=True)
+    drivers = [str(ROOT / "fuzz" / "c" / C_TARGETS[target]), *(flag for flag in flags if not flag.startswith("-"))]
+    subprocess.run([compiler, *options, *drivers, *map(str, sorted(made.glob("*.o"))), "-o", str(program)], check=True)
     return program
 
 
@@ -67,7 +73,7 @@ def campaign(target: str, seconds: int) -> int:
     ]  # fmt: skip
     if target in C_TARGETS:
         compiler = next(name for name in ("clang-14", "clang") if _exists(name))
-        command = [str(build(target, compiler, "-fsanitize=fuzzer,address,undefined")), *options]
+        command = [str(build(target, compiler, "-O2", "-fsanitize=fuzzer,address,undefined")), *options]
     else:
         command = [sys.executable, "-m", "fuzz.campaign", "--child", target, *options]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
