@@ -53,17 +53,13 @@ def draw(title: str, total: int, ops: int, buffers: Sequence[Mapping[str, Any]])
         for k in range(5)
     ]
     split = x(ops / 4)
+    low = _HEIGHT - _BOTTOM + 16
+    after = (split + _WIDTH - _RIGHT) / 2
     words = [
         f'<text x="{_LEFT}" y="24" font-size="15">{escape(title)}</text>',
-        (
-            f'<line x1="{split:.1f}" x2="{split:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" stroke="#333" '
-            'stroke-dasharray="3 3"/>'
-        ),
-        f'<text x="{(_LEFT + split) / 2:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">forward</text>',
-        (
-            f'<text x="{(split + _WIDTH - _RIGHT) / 2:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">backward and '
-            "update, last record first</text>"
-        ),
+        f'<path d="M{split:.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="#333" stroke-dasharray="3 3"/>',
+        f'<text x="{(_LEFT + split) / 2:.1f}" y="{low}" text-anchor="middle">forward</text>',
+        f'<text x="{after:.1f}" y="{low}" text-anchor="middle">backward and update, last record first</text>',
     ]
     legend = []
     for i, (kind, colour) in enumerate(_COLOURS.items()):
