@@ -207,6 +207,21 @@ def variety(
     return net
 
 
+def branches(size: tuple[int, int, int] = (12, 10, 3), classes: int = 5) -> Builder:
+    """Linear and biased records, concatenations of both kinds of tensors, and everything that may read them."""
+    net = Builder(*size, classes, crop_pad=1, mean=(120, 130, 110))
+    stem = net.conv("stem", 0, 8, biased=True)
+    side = net.conv("side", stem, 12, kernel=1, stride=2, linear=True, t_out=1)
+    inner = net.conv("inner", stem, 12, stride=2, biased=True)
+    signed = net.conv("signed", inner, 12, skip=side, linear=True, biased=True, t_out=2)
+    deep = net.conv("deep", signed, 12, groups=12, linear=True)
+    joined = net.concat("joined", signed, net.max_pool("max", deep, 3, 1, 1), t_out=3)
+    shrunk = net.conv("shrunk", net.conv("read", joined, 20, stride=2), 28, skip=joined, option_a=True)
+    both = net.concat("both", net.conv("one", shrunk, 4, kernel=1), shrunk, t_out=1)
+    net.classifier("fc", net.concat("all", both, net.conv("two", both, 6, kernel=1), t_out=1))
+    return net
+
+
 class State(NamedTuple):
     """Field order of `LayerState`: `LayerState(*state)`."""
 

@@ -54,7 +54,12 @@ def train(program: core.Program, bits: tuple[int, ...], batch: int) -> None:
 def main(seed: int, count: int) -> int:
     """Parses `count` mutated programs; what is accepted is also planned and trained. Returns how many were accepted."""
     rng = random.Random(seed)
-    nets = [programs.resnet(1, size=(8, 8, 3), width=8), programs.variety(flat=False), programs.variety(flat=True)]
+    nets = [
+        programs.resnet(1, size=(8, 8, 3), width=8),
+        programs.variety(),
+        programs.variety(flat=True),
+        programs.branches(),
+    ]
     for net in nets:
         program = core.Program(net.build())
         train(program, tuple(1 + i % 8 for i in range(len(program.weight_layers))), 3)
