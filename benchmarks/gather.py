@@ -90,7 +90,8 @@ def choices(paths: list[str], old: dict[str, Any]) -> dict[str, Any]:
             method = {key: run["config"].get(key) for key in _METHOD}
             length = f"{run['config']['rounds']} × {run['config']['epochs']}"
             entry = {"name": name, "length": length, "seed": document["seed"], "mean": sum(last) / len(last)}
-            runs.append({**entry, "alpha": document["alpha"], "method": method})
+            sent = run["bytes_up"] // (len(run["rounds"]) * document["clients"])
+            runs.append({**entry, "alpha": document["alpha"], "bytes_up": sent, "method": method})
     return {"command": old.get("command", []), "text": old.get("text", []), "runs": runs}
 
 

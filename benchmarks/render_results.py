@@ -177,12 +177,13 @@ def choices(result: dict[str, Any]) -> str:
         *result["text"],
         "",
         *table(
-            ["rounds × epochs", "α", "setting", "seeds", "validation %", "each"],
+            ["rounds × epochs", "α", "setting", "seeds", "validation %", "each", "bytes up"],
             [
                 [
                     length, f"{alpha:g}", f"`{name}`", ", ".join(str(run["seed"]) for run in runs),
                     f"{sum(run['mean'] for run in runs) / len(runs):.2f}",
                     " / ".join(f"{run['mean']:.2f}" for run in runs) if len(runs) > 1 else "",
+                    number(runs[0]["bytes_up"]),
                 ]
                 for (length, name, alpha), runs in rows.items()
             ],
