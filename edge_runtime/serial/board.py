@@ -17,7 +17,7 @@ from fedmpq.edge_runtime.serial.wire import Address
 from fedmpq.errors import ArenaTooSmall, BudgetError, CoreError, FormatError
 
 WRITE, PROGRAM, PLAN, OPEN, PLANE, PARAMS, READ_PLANE, READ_PARAMS = range(2, 10)
-RATES, STEP, EVALUATE, PRUNE, FACTS, CLOSE = range(10, 16)
+RATES, STEP, EVALUATE, PRUNE, FACTS, CLOSE, SHARD, PICK = range(10, 18)
 
 _MAILBOX, _SAMPLES = 0, 1
 _ALIGN: Final = 64
@@ -34,6 +34,30 @@ class Facts(NamedTuple):
     stack_kept: int
     stack_used: int
     resident_peak: int
+
+
+class Picked(NamedTuple):
+    """A batch by the numbers of its images in the device's own shard."""
+
+    indices: tuple[int, ...]
+
+
+class ResidentShard:
+    """The images that the device holds, as the agent sees them: how many, of what shape, never which.
+
+    Attributes:
+        count, shape, classes: as of `shard.Shard`.
+        sha256: of the shard file.
+    """
+
+    def __init__(self, reply: bytes) -> None:
+        self.count, height, width, channels, self.classes = struct.unpack_from("<IHHHH", reply)
+        self.shape = (height, width, channels)
+        self.sha256 = reply[12:].hex()
+
+    def batch(self, indices: Sequence[int]) -> tuple[Picked, memoryview]:
+        """What `RemoteSession.step` takes in place of images; the labels stay on the device, too."""
+        return Picked(tuple(indices)), memoryview(bytes(2 * len(indices))).cast("H")
 
 
 class RemoteCore:
@@ -68,6 +92,12 @@ class RemoteCore:
     def facts(self) -> Facts:
         """Where the device's bytes go."""
         return Facts(*_FACTS.unpack(self.link.request(FACTS)))
+
+    def resident(self) -> ResidentShard | None:
+        """The device's own images, None if it holds none."""
+        if not self.link.info.has_shard:
+            return None
+        return ResidentShard(self.link.request(SHARD))
 
     def budget(self, program: core.Program, batch: int) -> int:
         """Bytes that a session may take beside a batch of samples."""
@@ -164,6 +194,27 @@ class RemoteSession:
     # --- inside -------------------------------------------------------------------------------------------------
 
     def _run(self, kind: int, images: Any, labels: Any, key: Sequence[int]) -> core.Stats:
+        count = len(memoryview(labels).cast("B")) // 2
+        crc = self._pick(images.indices) if isinstance(images, Picked) else self._send_samples(images, labels)
+        request = struct.pack("<4III", *key, count, crc)
+        loss, correct, counted = struct.unpack("<qII", self._link.request(kind, request, work=True))
+        return core.Stats(loss, correct, counted)
+
+    def _pick(self, indices: Sequence[int]) -> int:
+        """Has the device put images of its own where samples lie; returns their checksum."""
+        size = _samples_bytes(self.program, len(indices))
+        if size > self._samples:
+            raise ArenaTooSmall(self.planned_bytes + size, self.planned_bytes + self._samples)
+        room = (self._link.info.payload - 8) // 4
+        crc = 0
+        for at in range(0, len(indices), room):
+            part = indices[at : at + room]
+            reply = self._link.request(PICK, struct.pack(f"<II{len(part)}I", len(indices), at, *part))
+            (crc,) = struct.unpack("<I", reply)
+        return int(crc)
+
+    def _send_samples(self, images: Any, labels: Any) -> int:
+        """Sends a batch; returns its checksum."""
         pixels, numbers = bytes(memoryview(images).cast("B")), bytes(memoryview(labels).cast("B"))
         count = len(numbers) // 2
         if len(pixels) != count * (len(pixels) // max(1, count)):
@@ -172,9 +223,7 @@ class RemoteSession:
         if len(data) > self._samples:
             raise ArenaTooSmall(self.planned_bytes + len(data), self.planned_bytes + self._samples)
         _send(self._link, _SAMPLES, data)
-        request = struct.pack("<4III", *key, count, zlib.crc32(data))
-        loss, correct, counted = struct.unpack("<qII", self._link.request(kind, request, work=True))
-        return core.Stats(loss, correct, counted)
+        return zlib.crc32(data)
 
     def _read_plane(self, index: int, number: int, size: int) -> bytes:
         out = b""
@@ -209,10 +258,15 @@ def _send(link: Link, space: int, data: bytes) -> None:
 
 
 def _samples_size(program: core.Program, batch: int) -> int:
-    """Bytes of a batch in the device's memory: images to an even number, labels; from an aligned start."""
+    """Bytes that a batch takes of the device's memory, from an aligned start."""
+    return _samples_bytes(program, batch) + _ALIGN
+
+
+def _samples_bytes(program: core.Program, batch: int) -> int:
+    """Bytes of a batch: images to an even number, labels."""
     height, width, channels = program.in_shape
     images = batch * height * width * channels
-    return images + images % 2 + 2 * batch + _ALIGN
+    return images + images % 2 + 2 * batch
 
 
 def _checked(data: bytes) -> bytes:

@@ -28,7 +28,7 @@ HELLO: Final = 1
 _DAMAGED, _REFUSED = 0x7E, 0x7F
 _STRANGER: Final = 202
 _INFO: Final = struct.Struct("<HHIQII16s16s32s32s")
-_KNOWN, _HAS_PROGRAM, _IN_SESSION = 1, 2, 4
+_KNOWN, _HAS_PROGRAM, _HAS_SHARD = 1, 2, 8
 
 
 class FirmwareError(VersionError):
@@ -54,6 +54,7 @@ class Info:
         version: of its integer core.
         isa, board: names.
         program: SHA-256 of the program it holds, empty without one.
+        has_shard: whether it holds images of its own.
     """
 
     protocol: int
@@ -64,6 +65,7 @@ class Info:
     isa: str
     board: str
     program: str
+    has_shard: bool
 
     def with_program(self, sha256: str) -> Info:
         """The same once the device has been given a program."""
@@ -235,7 +237,7 @@ class Link:
         protocol, payload, flags, limit, records, _, version, isa, board, program = _INFO.unpack(answer.payload)
         info = Info(
             protocol, payload, limit, records, _text(version), _text(isa), _text(board),
-            program.hex() if flags & _HAS_PROGRAM else "",
+            program.hex() if flags & _HAS_PROGRAM else "", bool(flags & _HAS_SHARD),
         )  # fmt: skip
         if info.version != self._core_version:
             raise FirmwareError(

@@ -12,9 +12,11 @@ from fedmpq.edge_runtime import core
 from fedmpq.edge_runtime.serial.board import RemoteCore
 from fedmpq.edge_runtime.serial.link import FirmwareError, Link, Patience
 from fedmpq.edge_runtime.serial.wire import Wire
+from fedmpq.edge_runtime.shard import Shard, write_shard
 from fedmpq.errors import ArenaTooSmall, ResetError
 from fedmpq.firmware_profiles import load
 from fedmpq.toolchain import gateway
+from fedmpq.toolchain.compile import BuildError
 from tests.helpers import edge, programs
 from tests.helpers.emulated_board import EmulatedBoard, emulated
 from tests.helpers.serial_line import Noise, sample, version
@@ -102,6 +104,30 @@ def test_a_gateway_that_comes_back_finds_the_program_still_there(m7: EmulatedBoa
     remote(again, 2)
     assert again.counters.bytes_out - before < 200
     again.close()
+
+
+def test_images_in_the_flash_of_a_board(tmp_path: Path) -> None:
+    images, labels = sample(PROGRAM, 5)
+    path = tmp_path / "own.shard"
+    write_shard(path, images, bytes(labels), shape=PROGRAM.in_shape, classes=PROGRAM.classes, mean=b"\x7d\x7b\x72")
+    built = gateway.build(load("stm32f746"), edge.BUILD.parent / "gateway" / "resident", shard=path)
+    with emulated("stm32f746", built) as board, Shard(path) as shard:
+        link = link_to(board)
+        own = RemoteCore(link).resident()
+        assert own is not None
+        assert (own.count, own.sha256) == (5, shard.sha256)
+        sessions = remote(link, 2), core.Session(PROGRAM, plan(2))
+        for session, data in zip(sessions, (own, shard), strict=True):
+            for index, state in enumerate(programs.states(NET, 2)):
+                session.load(index, core.LayerState(*state))
+            session.step(*data.batch([3]), RATES, (1, 2, 3, 0))
+        assert sessions[0].read(0) == sessions[1].read(0)
+        link.close()
+    huge = tmp_path / "huge.shard"
+    count = 400
+    write_shard(huge, bytes(count * 3072), bytes(2 * count), shape=(32, 32, 3), classes=10, mean=bytes(3))
+    with pytest.raises(BuildError, match=r"stm32f746: .*CODE.*overflowed by \d+ bytes"):
+        gateway.build(load("stm32f746"), edge.BUILD.parent / "gateway" / "resident", shard=huge)
 
 
 def test_what_does_not_fit_is_refused_with_numbers(m7: EmulatedBoard) -> None:

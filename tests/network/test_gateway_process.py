@@ -43,12 +43,14 @@ def shard_of(name: str, folder: Path) -> Path:
 
 
 def command(name: str, broker: str, folder: Path) -> list[str]:
-    kind = ["gateway", "--serial", f"exec:{edge.native()} serve --limit 200000"] if name == "board" else ["run"]
+    """The board holds its images itself."""
+    shard = shard_of(name, folder)
+    serve = f"exec:{edge.native()} serve {shard} --limit 200000"
+    kind = ["gateway", "--serial", serve] if name == "board" else ["run", "--data", str(shard)]
     limit = [] if name == "board" else ["--memory-limit", "100000"]
     return [
         sys.executable, "-m", "fedmpq", "device", *kind, "--insecure", "--broker", broker, "--fleet", "lab",
-        "--name", name, "--data", str(shard_of(name, folder)), "--state", str(folder / name), *limit,
-        "--until-finished", "--json",
+        "--name", name, "--state", str(folder / name), *limit, "--until-finished", "--json",
     ]  # fmt: skip
 
 
@@ -105,6 +107,16 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path: Path, serial: str, cod
     assert done.returncode == code
     (line,) = done.stderr.splitlines()
     assert words in line
+
+
+def test_without_data_the_device_must_hold_images(tmp_path: Path) -> None:
+    serial = f"exec:{edge.native()} serve --limit 200000"
+    done = subprocess.run(
+        [sys.executable, "-m", "fedmpq", "device", "gateway", "--insecure", "--serial", serial],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "fedmpq-edge holds no images of its own (give --data SHARD" in done.stderr.splitlines()[-1]
 
 
 def test_profile_of_a_device_behind_a_line(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ static const char usage[] =
     "  train ARTIFACT SHARD [--epochs N] [--lr R] [--decay R] [--momentum R] [--seed N] [--limit BYTES]\n"
     "        [--batch N] [--threads N] [--isa NAME] [--out FILE]\n"
     "                                                  trains and prints a line for each epoch\n"
-    "  serve [--limit BYTES] [--isa NAME]              a gateway trains here, over standard input and output\n"
+    "  serve [SHARD] [--limit BYTES] [--isa NAME]      a gateway trains here, over standard input and output, on\n"
+    "                                                  its images or on those in SHARD\n"
     "  hash FILE                                       SHA-256 of a file\n"
     "As process 1 it runs the command lines in " FMPQ_BOOT_COMMANDS " and switches the system off.\n"
     "exit codes: 0 done, 2 wrong usage, 5 malformed file, 7 memory too small, 8 integer core, 1 anything else\n"
@@ -560,10 +561,20 @@ static int train(const options *o)
 static int serve(const options *o)
 {
     fmpq_system_memory now;
-    if (o->n_words)
-        return fail(2, "serve takes no argument");
+    fmpq_shard own;
+    file images;
+    if (o->n_words > 1)
+        return fail(2, "serve takes at most one shard");
+    if (o->n_words) {
+        int err = map(o->words[0], &images);
+        if (err)
+            return err;
+        err = fmpq_shard_open(images.data, images.len, &own);
+        if (err)
+            return fail_core(o->words[0], err);
+    }
     fmpq_measure_memory(&now);
-    return fmpq_serve("fedmpq-edge", o->limit ? o->limit : now.budget) ? fail(1, "serve: %s", strerror(errno)) : 0;
+    return fmpq_serve("fedmpq-edge", o->limit ? o->limit : now.budget, o->n_words ? &own : NULL) ? fail(1, "serve: %s", strerror(errno)) : 0;
 }
 
 static int hash(const options *o)

@@ -102,6 +102,8 @@ static const char *problem(int code)
         return "the bytes lie outside the device's memory";
     case FMPQ_S_CRC:
         return "what was sent has another checksum";
+    case FMPQ_S_IMAGES:
+        return "the device holds no such images";
     default:
         return fmpq_error_text(code);
     }
@@ -181,7 +183,7 @@ static void hello(fmpq_server *s, const fmpq_frame *f)
         s->link = link;
         s->answered = 0;
     }
-    flags |= (s->has_program ? 2u : 0u) | (s->session ? 4u : 0u);
+    flags |= (s->has_program ? 2u : 0u) | (s->session ? 4u : 0u) | (s->shard ? 8u : 0u);
     s->out = frame;
     s->reply_len = 0;
     put16(s, FMPQ_SERIAL_VERSION);
@@ -392,43 +394,83 @@ static int take_rates(fmpq_server *s, request *q)
     return FMPQ_OK;
 }
 
-/* count, checksum, then in the sample space: images, labels behind them (images padded to even) */
-static int find_samples(const fmpq_server *s, request *q, uint32_t *count, const uint8_t **images, const uint16_t **labels)
+typedef struct samples { /* in the sample space: images, padded to even, labels behind them */
+    uint32_t count;
+    uint8_t *images;
+    uint16_t *labels;
+    size_t bytes; /* of both */
+} samples;
+
+static int place_samples(const fmpq_server *s, uint32_t count, samples *out)
 {
     const size_t pixels = (size_t)s->program.in_h * s->program.in_w * s->program.in_c;
-    uint32_t crc;
-    size_t bytes;
-    *count = u32(q);
-    crc = u32(q);
-    if (q->bad)
+    if (count > s->limit / pixels)
+        return FMPQ_S_ROOM;
+    out->count = count;
+    out->bytes = (count * pixels + 1) / 2 * 2;
+    out->images = s->arena + s->samples_at;
+    out->labels = (uint16_t *)(void *)(out->images + out->bytes);
+    out->bytes += 2u * count;
+    return s->samples_at > s->limit || out->bytes > s->limit - s->samples_at ? FMPQ_S_ROOM : FMPQ_OK;
+}
+
+static void shard_facts(fmpq_server *s)
+{
+    static const fmpq_shard none;
+    const fmpq_shard *d = s->shard ? s->shard : &none;
+    put32(s, d->count);
+    put16(s, d->height);
+    put16(s, d->width);
+    put16(s, d->channels);
+    put16(s, d->classes);
+    if (s->shard)
+        put(s, fmpq_shard_hash(d), 32);
+}
+
+/* samples of the step, number of the first slot, indices: from the device's own images into the sample space */
+static int pick(fmpq_server *s, request *q)
+{
+    const uint32_t count = u32(q), first = u32(q), n = q->left / 4;
+    samples to;
+    int err;
+    if (q->bad || q->left % 4)
         return FMPQ_S_LENGTH;
-    if (*count > s->limit / pixels)
-        return FMPQ_S_ROOM;
-    bytes = (*count * pixels + 1) / 2 * 2;
-    *images = s->arena + s->samples_at;
-    *labels = (const uint16_t *)(const void *)(*images + bytes);
-    bytes += 2u * *count;
-    if (s->samples_at > s->limit || bytes > s->limit - s->samples_at)
-        return FMPQ_S_ROOM;
-    return fmpq_crc32(0, *images, bytes) == crc ? FMPQ_OK : FMPQ_S_CRC;
+    if (!s->shard || fmpq_shard_fits(s->shard, &s->program))
+        return FMPQ_S_IMAGES;
+    err = place_samples(s, count, &to);
+    if (!err && (first > count || n > count - first))
+        err = FMPQ_S_ROOM;
+    for (uint32_t i = 0; i < n && !err; i++) {
+        const uint32_t index = u32(q);
+        if (index >= s->shard->count)
+            err = FMPQ_S_IMAGES;
+        else
+            fmpq_shard_gather(s->shard, &index, 1, to.images + (first + i) * s->shard->image_bytes, to.labels + first + i);
+    }
+    if (!err)
+        put32(s, fmpq_crc32(0, to.images, to.bytes));
+    return err;
 }
 
 static int train(fmpq_server *s, request *q, int training)
 {
     fmpq_key key;
     fmpq_stats stats;
-    const uint8_t *images = NULL;
-    const uint16_t *labels = NULL;
-    uint32_t count = 0;
+    samples in;
+    uint32_t count, crc;
     int err;
     key.seed = u32(q);
     key.round = u32(q);
     key.client = u32(q);
     key.step = u32(q);
-    err = find_samples(s, q, &count, &images, &labels);
+    count = u32(q);
+    crc = u32(q);
+    err = q->bad ? FMPQ_S_LENGTH : place_samples(s, count, &in);
+    if (!err && fmpq_crc32(0, in.images, in.bytes) != crc)
+        err = FMPQ_S_CRC;
     if (!err)
-        err = training ? fmpq_step(s->session, images, labels, count, &s->rates, key, &stats)
-                       : fmpq_evaluate(s->session, images, labels, count, &stats);
+        err = training ? fmpq_step(s->session, in.images, in.labels, count, &s->rates, key, &stats)
+                       : fmpq_evaluate(s->session, in.images, in.labels, count, &stats);
     if (err)
         return err;
     s->steps += (uint32_t)training;
@@ -470,7 +512,7 @@ static int answer(fmpq_server *s, const fmpq_frame *f)
     int err;
     if (!s->link)
         return FMPQ_S_STRANGER;
-    if (f->type >= FMPQ_PLANE && f->type <= FMPQ_PRUNE && !s->session)
+    if (((f->type >= FMPQ_PLANE && f->type <= FMPQ_PRUNE) || f->type == FMPQ_PICK) && !s->session)
         return FMPQ_S_ORDER;
     switch (f->type) {
     case FMPQ_WRITE:
@@ -509,6 +551,13 @@ static int answer(fmpq_server *s, const fmpq_frame *f)
     case FMPQ_FACTS:
         err = facts(s);
         break;
+    case FMPQ_SHARD_FACTS:
+        shard_facts(s);
+        err = FMPQ_OK;
+        break;
+    case FMPQ_PICK:
+        err = pick(s, &q);
+        break;
     case FMPQ_CLOSE:
         s->session = NULL;
         err = FMPQ_OK;
@@ -523,12 +572,13 @@ static int answer(fmpq_server *s, const fmpq_frame *f)
 
 void fmpq_server_reset(fmpq_server *s)
 {
-    const fmpq_server given = {.board = s->board, .arena = s->arena, .limit = s->limit, .scratch = s->scratch, .send = s->send,
-                               .facts = s->facts};
+    const fmpq_server given = {.board = s->board, .arena = s->arena, .limit = s->limit, .shard = s->shard, .scratch = s->scratch,
+                               .send = s->send, .facts = s->facts};
     memset(s, 0, sizeof(*s));
     s->board = given.board;
     s->arena = given.arena;
     s->limit = given.limit;
+    s->shard = given.shard;
     s->scratch = given.scratch;
     s->send = given.send;
     s->facts = given.facts;

@@ -4,6 +4,7 @@
 #ifndef FMPQ_SERIAL_SERVER_H
 #define FMPQ_SERIAL_SERVER_H
 #include "serial_frame.h"
+#include "shard.h"
 #include <fmpq/fmpq.h>
 
 #define FMPQ_SERIAL_VERSION 1
@@ -24,13 +25,15 @@ enum fmpq_serial_type { /* a reply has FMPQ_REPLY added */
     FMPQ_PRUNE = 13,
     FMPQ_FACTS = 14,
     FMPQ_CLOSE = 15,
+    FMPQ_SHARD_FACTS = 16,
+    FMPQ_PICK = 17,
     FMPQ_REPLY = 0x40,
     FMPQ_DAMAGED = 0x7e, /* something came that is no frame: send it again */
     FMPQ_REFUSED = 0x7f  /* code u16, text */
 };
 
 /* Codes of refusals that are the protocol's own; the rest are those of fmpq/errors.inc. */
-enum { FMPQ_S_LENGTH = 200, FMPQ_S_TYPE = 201, FMPQ_S_STRANGER = 202, FMPQ_S_ORDER = 203, FMPQ_S_ROOM = 204, FMPQ_S_CRC = 205 };
+enum { FMPQ_S_LENGTH = 200, FMPQ_S_TYPE = 201, FMPQ_S_STRANGER = 202, FMPQ_S_ORDER = 203, FMPQ_S_ROOM = 204, FMPQ_S_CRC = 205, FMPQ_S_IMAGES = 206 };
 
 typedef struct fmpq_server_facts {
     uint32_t data, bss, stack_kept, stack_used; /* bytes; 0 where an operating system keeps them */
@@ -42,7 +45,8 @@ typedef struct fmpq_server {
     const char *board;
     uint8_t *arena;
     size_t limit;
-    void *scratch; /* fmpq_plan_scratch() bytes, or null: the arena's end */
+    const fmpq_shard *shard; /* images that the device holds, or null */
+    void *scratch;           /* fmpq_plan_scratch() bytes, or null: the arena's end */
     void (*send)(const uint8_t *data, size_t len);
     void (*facts)(fmpq_server_facts *out);
     /* own */

@@ -30,7 +30,7 @@ static void facts(fmpq_server_facts *out)
     out->resident_peak = now.peak > UINT32_MAX ? UINT32_MAX : (uint32_t)now.peak;
 }
 
-int fmpq_serve(const char *name, uint64_t limit)
+int fmpq_serve(const char *name, uint64_t limit, const fmpq_shard *shard)
 {
     uint8_t bytes[4096];
     ssize_t n;
@@ -42,6 +42,7 @@ int fmpq_serve(const char *name, uint64_t limit)
     server.board = name;
     server.arena = arena;
     server.limit = (size_t)limit;
+    server.shard = shard;
     server.scratch = scratch;
     server.send = send_all;
     server.facts = facts;

@@ -65,6 +65,11 @@ int fmpq_shard_fits(const fmpq_shard *s, const fmpq_program *p)
     return s->height == p->in_h && s->width == p->in_w && s->channels == p->in_c && s->classes <= p->classes ? FMPQ_OK : FMPQ_E_SHARD_SHAPE;
 }
 
+const uint8_t *fmpq_shard_hash(const fmpq_shard *s)
+{
+    return s->labels - HEADER + HASH_AT;
+}
+
 void fmpq_shard_order(uint32_t count, fmpq_key key, uint32_t *order)
 {
     const fmpq_stream k = fmpq_stream_of(key, ORDER_STREAM);

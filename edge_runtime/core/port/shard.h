@@ -14,6 +14,8 @@ typedef struct fmpq_shard {
 int fmpq_shard_open(const void *data, size_t len, fmpq_shard *out);
 int fmpq_shard_fits(const fmpq_shard *s, const fmpq_program *p);
 
+const uint8_t *fmpq_shard_hash(const fmpq_shard *s); /* SHA-256 of the file, 32 bytes */
+
 /* The order of samples in an epoch: edge_runtime/sampling.py. order: count values. */
 void fmpq_shard_order(uint32_t count, fmpq_key key_with_epoch_as_step, uint32_t *order);
 /* Copies `n` samples. */

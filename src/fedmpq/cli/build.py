@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fedmpq.cli._common import emit, example, human_bytes, json_option, print_table, progress
+from fedmpq.errors import UsageError
 
 
 @click.command(
@@ -26,12 +27,15 @@ from fedmpq.cli._common import emit, example, human_bytes, json_option, print_ta
     "gateway: firmware of a bare-metal board that trains behind `fedmpq device gateway`.",
 )
 @click.option(
+    "--shard", type=click.Path(path_type=Path), help="With --what gateway: the board's own images, put into its flash."
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the result.  [default: build/edge/PROFILE]",
 )
 @json_option
-def command(profile_name: str, what: str, out: Path | None, as_json: bool) -> None:
+def command(profile_name: str, what: str, shard: Path | None, out: Path | None, as_json: bool) -> None:
     """Build programs for a device class on this machine.
 
     Needs a checkout of fedmpq and the profile's compiler: `fedmpq profiles check NAME` says what is missing.
@@ -39,14 +43,18 @@ def command(profile_name: str, what: str, out: Path | None, as_json: bool) -> No
     from fedmpq.firmware_profiles import load
     from fedmpq.toolchain import edge, gateway, wheel
 
+    if shard is not None and what != "gateway":
+        raise UsageError("--shard is for --what gateway")
     profile = load(profile_name)
     folder = out or Path("build") / what / profile.name
     if what == "wheel":
         built = wheel.build(profile, folder)
+    elif what == "gateway":
+        with progress(f"compiling for {profile.name}", gateway.file_count(profile)) as advance:
+            built = gateway.build(profile, folder, advance, shard=shard)
     else:
-        program = gateway if what == "gateway" else edge
-        with progress(f"compiling for {profile.name}", program.file_count(profile)) as advance:
-            built = program.build(profile, folder, advance)
+        with progress(f"compiling for {profile.name}", edge.file_count(profile)) as advance:
+            built = edge.build(profile, folder, advance)
     emulated = [profile.emulator.command, *profile.emulator.options] if profile.emulator.command else []
     if what == "gateway":
         emulated += gateway.line("tcp:127.0.0.1:5000")

@@ -12,6 +12,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedmpq.cli._common import ByteSize, emit, example, human_bytes, json_option, note, print_table
+from fedmpq.cli._common import ByteSize, F, emit, example, human_bytes, json_option, note, print_table
 from fedmpq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,13 +41,14 @@ _limit_option = click.option(
 _threads_option = click.option("--threads", type=click.IntRange(1, 64), default=1, help="Threads of local training.")
 
 
-def _serial_option(required: bool) -> Any:
-    return click.option(
-        "--serial",
-        required=required,
-        metavar="URL",
-        help="Where a device behind a gateway is: /dev/tty…[?baud=N], tcp://HOST:PORT, unix:PATH or exec:COMMAND.",
-    )
+def _serial_option(*, required: bool) -> Callable[[F], F]:
+    """`--serial URL`."""
+    help_ = "Where a device behind a gateway is: /dev/tty…[?baud=N], tcp://HOST:PORT, unix:PATH or exec:COMMAND."
+
+    def add(function: F) -> F:
+        return click.option("--serial", required=required, metavar="URL", help=help_)(function)
+
+    return add
 
 
 def _host_name() -> str:
@@ -187,8 +189,8 @@ def _print_profile(facts: dict[str, Any]) -> None:
         click.echo(f"largest width in every layer: {facts['largest_bits'] or 'none'}")
 
 
-#: Options of `run` that `gateway` does not have: the device behind it has one thread and one engine.
-_LOCAL = {"threads", "engine", "pte"}
+#: Options of `run` that `gateway` has not or otherwise: the device behind it has one thread and one engine.
+_LOCAL = {"threads", "engine", "pte", "data"}
 
 
 @command.command(
@@ -200,6 +202,9 @@ _LOCAL = {"threads", "engine", "pte"}
     ),
 )
 @_serial_option(required=True)
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Its shard of labelled images.  [default: the one it holds]"
+)
 def gateway(serial: str, **options: Any) -> None:
     """Join a microcontroller to a fleet: it trains, this process speaks for it.
 
@@ -208,18 +213,27 @@ def gateway(serial: str, **options: Any) -> None:
     """
     from fedmpq.edge_runtime.serial.board import RemoteCore
     from fedmpq.edge_runtime.serial.gateway import GatewayAgent
+    from fedmpq.edge_runtime.shard import Shard
 
     tls = options.pop("ca"), options.pop("cert"), options.pop("key")
     identity = _identity(
         options.pop("credentials"), options.pop("broker"), options.pop("fleet"), options.pop("name"), tls,
         insecure=options.pop("insecure"),
     )  # fmt: skip
+    data: Path | None = options.pop("data")
     core = RemoteCore.connect(serial)
     info = core.link.info
     note(f"{info.board} on {core.link.address}: {info.isa} kernels, {info.limit} bytes for training")
     try:
+        own = core.resident()
+        if data is None and own is None:
+            raise UsageError(
+                f"{info.board} holds no images of its own",
+                "give --data SHARD, or build its firmware with fedmpq build --what gateway --shard SHARD",
+            )
         join(
             identity,
+            nullcontext(own) if data is None else Shard(data),
             threads=1,
             make=lambda how, transport, store, shard, seal: GatewayAgent(how, transport, store, shard, core, seal=seal),
             **options,
@@ -288,12 +302,14 @@ def run(
     identity = _identity(credentials, broker, fleet, name, (ca, cert, key), insecure=insecure)
     if pte is not None and engine != "executorch":
         raise UsageError("--pte is for --engine executorch")
-    join(identity, data, state, memory_limit, threads, until_finished, partial(_agent, engine, pte), as_json)
+    from fedmpq.edge_runtime.shard import Shard
+
+    join(identity, Shard(data), state, memory_limit, threads, until_finished, partial(_agent, engine, pte), as_json)
 
 
 def join(
     identity: tuple[str, str, Broker, Seal | None],
-    data: Path,
+    data: AbstractContextManager[Any],
     state: Path | None,
     memory_limit: int | None,
     threads: int,
@@ -303,12 +319,11 @@ def join(
 ) -> None:
     """Run the agent that `make` gives (of options, transport, store, shard, seal) until a signal or the run ends it.
 
-    `identity` is what `_identity` returns; the rest are options of the command.
+    `identity` is what `_identity` returns, `data` opens the samples; the rest are options of the command.
     """
     from fedmpq.edge_runtime.agent import Options
     from fedmpq.edge_runtime.mqtt import MqttTransport
     from fedmpq.edge_runtime.profile import Limits
-    from fedmpq.edge_runtime.shard import Shard
     from fedmpq.edge_runtime.store import Store
 
     fleet, name, address, seal = identity
@@ -316,7 +331,7 @@ def join(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with Shard(data) as shard, Store(state or _state_folder(fleet, name), name) as store:
+    with data as shard, Store(state or _state_folder(fleet, name), name) as store:
         transport = MqttTransport(address, f"fmpq-{fleet}-{name}")
         options = Options(fleet, name, Limits(memory_limit, threads), until_finished)
         agent = make(options, transport, store, shard, seal)

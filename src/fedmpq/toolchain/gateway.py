@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from fedmpq.edge_runtime.shard import Shard
 from fedmpq.errors import ConfigError
 from fedmpq.firmware_profiles import Profile
 from fedmpq.toolchain import sources, tools
@@ -12,25 +13,31 @@ from fedmpq.toolchain.compile import BuildError, compile_all, link
 from fedmpq.toolchain.firmware import linker_script
 from fedmpq.toolchain.sources import COMMON, WARNINGS, Unit
 
-PORTS = ("gateway_main.c", "memory_bare.c", "serial_frame.c", "serial_server.c", "sha256.c", "startup.c", "uart_cmsdk.c")
+PORTS = (
+    "gateway_main.c", "memory_bare.c", "serial_frame.c", "serial_server.c", "sha256.c", "shard.c", "startup.c",
+    "uart_cmsdk.c",
+)  # fmt: skip
 #: Records of the largest program that the firmware takes, on small boards and on those with more than 256 KB for it.
 RECORDS = (12, 64)
 
 
 def build(
-    profile: Profile, out: Path, advance: Callable[[int], None] = lambda _: None, *, version: str = "", records: int = 0
-) -> Path:
+    profile: Profile, out: Path, advance: Callable[[int], None] = lambda _: None, *, shard: Path | None = None,
+    version: str = "", records: int = 0,
+) -> Path:  # fmt: skip
     """Compiles and links; returns the ELF file. What code, data and stack leave of the RAM is the arena.
 
     Args:
         profile: a bare-metal profile.
         out: folder for objects and result.
         advance: told of each compiled file.
+        shard: the device's images, put into its flash.
         version: what the firmware says it was built from, for tests of the gateway; normally the core's version.
         records: of the largest program; by default `RECORDS`.
 
     Raises:
         ConfigError: not a bare-metal profile, or its compiler is not installed.
+        ShardError: the shard cannot be used.
         BuildError: the compiler or the linker refused: for example code, data and stack exceed the board.
     """
     if profile.board is None:
@@ -40,7 +47,9 @@ def build(
     script.write_text(linker_script(profile) + "__ram_end = ORIGIN(RAM) + LENGTH(RAM);\n")
     compiler = tools.compiler(profile, flags=False)
     units, macros = sources.core(profile)
-    units += [Unit(path, profile.toolchain.flags) for path in sources.ports(*PORTS)]
+    ports = sources.ports(*PORTS)
+    units += [Unit(ports[0], (*profile.toolchain.flags, *_resident(shard)))]
+    units += [Unit(path, profile.toolchain.flags) for path in ports[1:]]
     given = {
         "FMPQ_BOARD": f'"{profile.name[:31]}"', "FMPQ_UART": f"{profile.board.uart:#x}u",
         "FMPQ_CLOCK": f"{profile.board.clock}u", "FMPQ_MAX_RECORDS": records or RECORDS[profile.available > 1 << 18],
@@ -58,6 +67,14 @@ def build(
         return link([*compiler, *profile.toolchain.flags], objects, options, out / "gateway.elf")
     except BuildError as error:
         raise BuildError(f"{profile.name}: {error.message}") from None
+
+
+def _resident(shard: Path | None) -> tuple[str, ...]:
+    """Flags that put a shard into the firmware; its hash is among them, so that another one is compiled in anew."""
+    if shard is None:
+        return ()
+    with Shard(shard) as held:
+        return f'-DFMPQ_RESIDENT="{shard.resolve()}"', f"-DFMPQ_RESIDENT_ID={held.sha256[:16]}"
 
 
 def file_count(profile: Profile) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,8 +16,9 @@ from fedmpq.edge_runtime.serial.board import RemoteCore
 from fedmpq.edge_runtime.serial.frames import Decoder, Frame, encode, stuff, unstuff
 from fedmpq.edge_runtime.serial.link import FirmwareError, Link, RefusedError
 from fedmpq.edge_runtime.serial.wire import Address, Wire, WireError
+from fedmpq.edge_runtime.shard import Shard, write_shard
 from fedmpq.errors import ArenaTooSmall, BudgetError, LinkError, ResetError, UsageError
-from tests.helpers import programs, serial_line
+from tests.helpers import edge, programs, serial_line
 from tests.helpers.serial_line import Kept, Noise, link_to, sample, serve_command
 
 NET = programs.resnet(size=(8, 8, 1), width=4, crop_pad=1)
@@ -161,6 +163,43 @@ def test_a_request_is_done_once_however_often_it_comes() -> None:
     link = link_to(serve_command(LIMIT), open_line=lambda address: Twice(Wire(address), 0, 1))
     assert train(RemoteCore(link).Session(PROGRAM, PLAN, LIMIT)) == expected()
     link.close()
+
+
+def test_images_that_stay_on_the_device(tmp_path: Path) -> None:
+    images, labels = sample(PROGRAM, 9)
+    path = tmp_path / "own.shard"
+    write_shard(path, images, bytes(labels), shape=PROGRAM.in_shape, classes=PROGRAM.classes, mean=b"\x7d")
+    link = link_to(Address.parse(f"exec:{edge.native()} serve {path} --limit {LIMIT}"))
+    remote, here = RemoteCore(link), core.Session(PROGRAM, PLAN)
+    own = remote.resident()
+    assert own is not None
+    with Shard(path) as shard:
+        assert (own.count, own.shape, own.classes, own.sha256) == (9, shard.shape, shard.classes, shard.sha256)
+        there = remote.Session(PROGRAM, PLAN, LIMIT)
+        for session in (here, there):
+            for index, state in enumerate(states()):
+                session.load(index, state)
+        for step, numbers in enumerate([(8, 0, 3, 3), (1, 2)]):
+            key = (1, 2, 3, 2 * step)
+            assert there.step(*own.batch(numbers), RATES, key) == here.step(*shard.batch(numbers), RATES, key)
+    layers = range(len(PROGRAM.weight_layers))
+    assert [there.read(index) for index in layers] == [here.read(index) for index in layers]
+    for payload, words in [
+        (struct.pack("<III", 1, 0, 9), "no such images"),
+        (struct.pack("<III", 1, 1, 0), "outside"),
+        (struct.pack("<III", 2**31, 0, 0), "outside"),
+        (struct.pack("<II", 1, 0) + b"x", "another length"),
+    ]:
+        with pytest.raises(RefusedError, match=words):
+            link.request(board.PICK, payload)
+    link.close()
+
+
+def test_a_device_without_images(link: Link) -> None:
+    assert RemoteCore(link).resident() is None
+    RemoteCore(link).Session(PROGRAM, PLAN, LIMIT)
+    with pytest.raises(RefusedError, match="no such images"):
+        link.request(board.PICK, struct.pack("<III", 1, 0, 0))
 
 
 # --- memory -------------------------------------------------------------------------------------------------------
