@@ -275,10 +275,10 @@ def _checked(data: bytes) -> bytes:
 
 def _plan_bytes(program: core.Program, plan: core.Plan) -> bytes:
     made = plan.struct(program)
-    options = (plan.act_bits, plan.guard, plan.momentum, plan.crop, plan.flip, plan.decay_bn, plan.recompute)
-    return struct.pack(
-        "<I9B", made.batch, made.accumulate, *(int(option) for option in options), len(plan.bits)
-    ) + bytes(plan.bits)
+    options = (
+        made.accumulate, made.act_bits, made.guard, made.momentum, made.crop, made.flip, made.decay_bn, made.recompute,
+    )  # fmt: skip
+    return struct.pack("<I9B", made.batch, *options, len(plan.bits)) + bytes(plan.bits)
 
 
 def _rates_bytes(hyper: core.Hyper) -> bytes:
