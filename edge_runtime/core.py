@@ -140,8 +140,8 @@ class Plan:
         guard: guard planes, 0…8.
         momentum: int8 momentum a weight.
         recompute: residual sums are computed again in the backward pass instead of kept (same bits).
-        roomy: with it, a batch of one works in larger strips: more bytes, a quarter fewer instructions on a
-            microcontroller (same bits).
+        roomy: how a batch of one is worked on (same bits): 0 in the smallest strips of rows; 1 in larger ones, with
+            a fifth more bytes and a quarter fewer instructions on a microcontroller; 2 in whole maps.
     """
 
     bits: tuple[int, ...]
@@ -155,7 +155,7 @@ class Plan:
     flip: bool = True
     decay_bn: bool = True
     recompute: bool = True
-    roomy: bool = False
+    roomy: int = 0
 
     def struct(self, program: Program) -> PlanStruct:
         """The C structure, checked against the program's layers."""
@@ -164,8 +164,9 @@ class Plan:
                 f"the plan has bits for {len(self.bits)} layers, the program has {len(program.weight_layers)}"
             )
         micro = self.micro_batch or self.batch
-        if micro < 1 or self.batch < 1 or not 1 <= self.threads <= 64 or not 0 <= self.guard <= 8:
-            raise CoreError("the plan's batch, micro-batch, threads or guard planes are out of range")
+        good = micro >= 1 and self.batch >= 1 and 1 <= self.threads <= 64 and 0 <= self.guard <= 8 and 0 <= self.roomy <= 2
+        if not good:
+            raise CoreError("the plan's batch, micro-batch, threads, guard planes or roomy are out of range")
         for layer, bits in zip(program.weight_layers, self.bits, strict=True):
             if not 1 <= bits <= 8:
                 raise CoreError(f"layer {layer.name}: {bits} bits, allowed are 1 to 8")
@@ -174,7 +175,7 @@ class Plan:
         plan.accumulate = int(micro < self.batch)
         plan.act_bits, plan.guard, plan.momentum, plan.threads = self.act_bits, self.guard, self.momentum, self.threads
         plan.crop, plan.flip, plan.decay_bn = self.crop, self.flip, self.decay_bn
-        plan.recompute = 0 if not self.recompute else 2 if self.roomy else 1
+        plan.recompute = 1 + self.roomy if self.recompute else 0
         for layer, bits in zip(program.weight_layers, self.bits, strict=True):
             plan.bits[layer.record] = bits
         return plan

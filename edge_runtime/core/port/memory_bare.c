@@ -66,12 +66,10 @@ void *memset(void *to, int value, size_t n)
 {
     uint8_t *o = to;
     const uint32_t word = (uint32_t)(value & 255) * 0x01010101u;
-    for (; n >= 16; n -= 16, o += 16) {
+    for (; n >= 32; n -= 32, o += 32) {
         AS_WRITTEN;
-        ((any_word *)(void *)o)[0] = word;
-        ((any_word *)(void *)o)[1] = word;
-        ((any_word *)(void *)o)[2] = word;
-        ((any_word *)(void *)o)[3] = word;
+        for (int i = 0; i < 8; i++)
+            ((any_word *)(void *)o)[i] = word;
     }
     for (; n > 0; n--) {
         AS_WRITTEN;

@@ -156,11 +156,11 @@ void fmpq_backward_classifier_weight(fmpq_session *s, uint32_t i)
     const fmpq_layer *l = &s->layer[i];
     const int32_t zero = fmpq_zero(s->p, r->input);
     fmpq_fx mult = s->hyper->lr;
-    int32_t lasso[FMPQ_MAX_PLANES];
+    fmpq_terms terms;
     mult.e += l->g;
     mult = fmpq_fx_div(fmpq_fx_div(mult, fmpq_fx_mul(l->step, l->step)), fmpq_fx_norm(s->total_count, 0));
     mult = fmpq_fx_scale(fmpq_fx_mul(mult, logit_factor(s, i)), 24 - 15);
-    fmpq_lasso_table(s, i, lasso);
+    fmpq_terms_of(s, i, &terms);
     for (uint32_t k = 0; k < classes; k++) {
         memset(g, 0, cin * 8u);
         gb[k] = 0;
@@ -172,7 +172,7 @@ void fmpq_backward_classifier_weight(fmpq_session *s, uint32_t i)
         }
         for (uint32_t c = 0; c < cin; c++)
             u[c] = (int32_t)fmpq_clamp64(fmpq_fx_apply64(g[c], mult), -(1 << 30), 1 << 30);
-        fmpq_update_row(s, i, k, 0, cin, u, q, lasso);
+        fmpq_update_row(s, i, k, 0, cin, u, q, &terms);
     }
     fmpq_update_bias(s, i, gb);
 }

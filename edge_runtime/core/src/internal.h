@@ -166,11 +166,18 @@ void fmpq_backward_input(fmpq_session *s, uint32_t r);
 void fmpq_pack_before_update(fmpq_session *s, uint32_t r); /* for records that work in place */
 void fmpq_backward_weight(fmpq_session *s, uint32_t r);
 void fmpq_backward_classifier_weight(fmpq_session *s, uint32_t r);
+/* What Lasso and weight decay add to the weights of a layer: by set bit; for weights of few planes, a table by weight. */
+#define FMPQ_TERMS 31 /* weights of up to 5 planes, guard planes included */
+typedef struct fmpq_terms {
+    int32_t lasso[FMPQ_MAX_PLANES];
+    int32_t table[2 * FMPQ_TERMS + 1]; /* of weight q at q + f, f the largest */
+    int32_t f;                         /* 0: no table */
+} fmpq_terms;
 /* U of `len` weights of one output channel from `off` on to the weights (all of them where there is momentum); u and q are working rows */
-void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, uint32_t off, uint32_t len, int32_t *u, int16_t *q, const int32_t *lasso);
+void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, uint32_t off, uint32_t len, int32_t *u, int16_t *q, const fmpq_terms *terms);
 void fmpq_update_params(fmpq_session *s, uint32_t r, const int64_t *s1, const int64_t *s2);
 void fmpq_update_bias(fmpq_session *s, uint32_t r, const int64_t *gb);
-void fmpq_lasso_table(const fmpq_session *s, uint32_t r, int32_t *table);
+void fmpq_terms_of(const fmpq_session *s, uint32_t r, fmpq_terms *t);
 
 /* Runs fn over tasks, on the caller's pool when there is one. */
 static inline void fmpq_run(const fmpq_session *s, void (*fn)(void *, uint32_t, uint32_t), void *arg, uint32_t tasks)

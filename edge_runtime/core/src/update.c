@@ -2,7 +2,7 @@
 #include "internal.h"
 #include "pack.h"
 
-void fmpq_lasso_table(const fmpq_session *s, uint32_t r, int32_t *table)
+static void lasso_table(const fmpq_session *s, uint32_t r, int32_t *table)
 {
     const fmpq_layer *l = &s->layer[r];
     const uint32_t bytes = fmpq_plane_bytes(s->d[r].theta);
@@ -23,8 +23,6 @@ void fmpq_lasso_table(const fmpq_session *s, uint32_t r, int32_t *table)
     }
 }
 
-#define TERMS 31 /* weights of up to 5 planes, guard planes included, have a table */
-
 static int64_t lasso_of(const int32_t *table, int32_t q)
 {
     uint32_t mag = (uint32_t)(q < 0 ? -q : q);
@@ -35,31 +33,49 @@ static int64_t lasso_of(const int32_t *table, int32_t q)
     return q < 0 ? -sum : sum;
 }
 
-/* What weight decay and Lasso add for each weight -f...f, into a table, whose middle is returned; null where it does not hold them. */
-static const int32_t *terms_table(const fmpq_session *s, const int32_t *lasso, fmpq_fx decay, int32_t f, int32_t *table)
+static fmpq_fx decay_of(const fmpq_session *s)
 {
-    if (f > TERMS)
-        return NULL;
-    for (int32_t q = -f; q <= f; q++) {
-        const int64_t w = (decay.m ? fmpq_clamp64(fmpq_fx_apply(q, decay), -(1 << 30), 1 << 30) : 0) + (s->hyper->has_lasso ? lasso_of(lasso, q) : 0);
-        if (w > 1 << 30 || w < -(1 << 30)) /* sums with U would not fit */
-            return NULL;
-        table[q + f] = (int32_t)w;
-    }
-    return table + f;
+    return fmpq_fx_scale(fmpq_fx_mul(s->hyper->lr, s->hyper->decay), 24);
 }
 
-void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, uint32_t off, uint32_t len, int32_t *u, int16_t *q, const int32_t *lasso)
+void fmpq_terms_of(const fmpq_session *s, uint32_t r, fmpq_terms *t)
+{
+    const fmpq_layer *l = &s->layer[r];
+    const fmpq_fx decay = decay_of(s);
+    const int32_t f = ((1 << l->n) - 1) << l->g;
+    lasso_table(s, r, t->lasso);
+    t->f = 0;
+    if (f > FMPQ_TERMS || s->plan.momentum || !s->last)
+        return;
+    for (int32_t q = -f; q <= f; q++) {
+        const int64_t w = (decay.m ? fmpq_clamp64(fmpq_fx_apply(q, decay), -(1 << 30), 1 << 30) : 0) +
+                          (s->hyper->has_lasso ? lasso_of(t->lasso, q) : 0);
+        if (w > 1 << 30 || w < -(1 << 30)) /* sums with U would not fit */
+            return;
+        t->table[q + f] = (int32_t)w;
+    }
+    t->f = f;
+}
+
+/* U plus the terms of each weight, within +-2^30 */
+static void add_terms(int32_t *u, const int16_t *q, uint32_t len, const int32_t *terms)
+{
+    for (uint32_t k = 0; k < len; k++) {
+        const int32_t v = u[k], t = terms[q[k]], h = (v >> 1) + (t >> 1); /* half of the sum, rounded down or one less */
+        u[k] = (uint32_t)(h + (1 << 29)) < 1u << 30 ? v + t : h < 0 ? -(1 << 30) : 1 << 30;
+    }
+}
+
+void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, uint32_t off, uint32_t len, int32_t *u, int16_t *q, const fmpq_terms *t)
 {
     const fmpq_layer *l = &s->layer[r];
     const fmpq_derived *d = &s->d[r];
     const uint32_t first = row * d->row_len + off;
     const int planes = l->n + l->g;
     uint8_t *where = s->base + s->slot[r].planes;
-    const fmpq_fx decay = fmpq_fx_scale(fmpq_fx_mul(s->hyper->lr, s->hyper->decay), 24);
+    const fmpq_fx decay = decay_of(s);
     int8_t *v8 = NULL;
     uint8_t *ev = NULL;
-    const int32_t *terms = NULL;
     uint32_t most = 0;
     if (s->slot[r].sums != FMPQ_NONE && s->plan.accumulate) {
         int32_t *sum = (int32_t *)(void *)(s->base + s->slot[r].sums) + first;
@@ -77,21 +93,15 @@ void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, uint32_t off, ui
         ev = s->base + s->slot[r].velocity_exp + row;
     }
     /* u is within 2^30 already: nothing to do where nothing is added */
-    if (!v8 && (decay.m || s->hyper->has_lasso) && len > 2 * TERMS) {
-        int32_t table[2 * TERMS + 1];
-        terms = terms_table(s, lasso, decay, ((1 << l->n) - 1) << l->g, table);
-        for (uint32_t k = 0; terms && k < len; k++) {
-            const int32_t h = (u[k] >> 1) + (terms[q[k]] >> 1); /* half of the sum, rounded down or one less */
-            u[k] = h >= 1 << 29 ? 1 << 30 : h < -(1 << 29) ? -(1 << 30) : u[k] + terms[q[k]];
-        }
-    }
-    for (uint32_t k = 0; !terms && (decay.m || s->hyper->has_lasso || v8) && k < len; k++) {
+    if (t->f && (decay.m || s->hyper->has_lasso))
+        add_terms(u, q, len, t->table + t->f);
+    for (uint32_t k = 0; !t->f && (decay.m || s->hyper->has_lasso || v8) && k < len; k++) {
         int64_t w = u[k];
         uint32_t a;
         if (decay.m)
             w += fmpq_clamp64(fmpq_fx_apply(q[k], decay), -(1 << 30), 1 << 30);
         if (s->hyper->has_lasso)
-            w += lasso_of(lasso, q[k]);
+            w += lasso_of(t->lasso, q[k]);
         if (v8)
             w += fmpq_rshift64(((int64_t)v8[k] * ((int64_t)1 << *ev)) * s->hyper->momentum_q15, 15);
         u[k] = (int32_t)fmpq_clamp64(w, -(1 << 30), 1 << 30);

@@ -141,7 +141,7 @@ static void add_threads(const weight_pass *f)
 }
 
 /* Gradient and update of the rows and taps in work. */
-static void one_tile(weight_pass *f, fmpq_fx mult, const int32_t *lasso)
+static void one_tile(weight_pass *f, fmpq_fx mult, const fmpq_terms *terms)
 {
     fmpq_session *s = f->s;
     const fmpq_record *r = &s->p->rec[f->r];
@@ -162,7 +162,7 @@ static void one_tile(weight_pass *f, fmpq_fx mult, const int32_t *lasso)
     for (uint32_t row = 0; row < f->rows; row++) {
         gather_row(f, row, u);
         s->k->scale(u, u, (int32_t)len, mult);
-        fmpq_update_row(s, f->r, f->row0 + row, f->tap0 * ci, len, u, q, lasso);
+        fmpq_update_row(s, f->r, f->row0 + row, f->tap0 * ci, len, u, q, terms);
     }
 }
 
@@ -174,7 +174,7 @@ void fmpq_backward_weight(fmpq_session *s, uint32_t i)
     const uint32_t all_taps = (uint32_t)r->kh * r->kw;
     const uint32_t tile_rows = r->groups > 1 ? d->rows : d->tile_rows, tile_taps = r->groups > 1 ? all_taps : d->tile_taps;
     weight_pass f;
-    int32_t lasso[FMPQ_MAX_PLANES];
+    fmpq_terms terms;
     fmpq_fx mult = s->hyper->lr;
     memset(&f, 0, sizeof(f));
     f.s = s;
@@ -191,13 +191,13 @@ void fmpq_backward_weight(fmpq_session *s, uint32_t i)
     mult.e += l->g;
     mult = fmpq_fx_div(fmpq_fx_div(mult, fmpq_fx_mul(l->step, l->step)), fmpq_fx_norm(s->total_count, 0));
     mult = fmpq_fx_scale(mult, 24 + l->ey + d->gs);
-    fmpq_lasso_table(s, i, lasso);
+    fmpq_terms_of(s, i, &terms);
     if (d->planar_once)
         sample_of(&f, 0, 0, PLANES_ONLY);
     for (f.row0 = 0; f.row0 < d->rows; f.row0 += tile_rows)
         for (f.tap0 = 0; f.tap0 < all_taps; f.tap0 += tile_taps) {
             f.rows = d->rows - f.row0 < tile_rows ? d->rows - f.row0 : tile_rows;
             f.taps = all_taps - f.tap0 < tile_taps ? all_taps - f.tap0 : tile_taps;
-            one_tile(&f, mult, lasso);
+            one_tile(&f, mult, &terms);
         }
 }

@@ -65,7 +65,7 @@ typedef struct fmpq_plan {
     uint8_t threads;      /* 1..64 */
     uint8_t crop, flip;   /* augmentation of training batches */
     uint8_t decay_bn;     /* weight decay reaches BN parameters and biases */
-    uint8_t recompute;    /* 1: residual sums are recomputed in the backward pass, 0: kept; 2: recomputed, a batch of one in larger strips */
+    uint8_t recompute;    /* 1: residual sums are recomputed in the backward pass, 0: kept; at a batch of one also 2: in larger strips; 3: in whole maps */
     uint8_t bits[FMPQ_MAX_RECORDS]; /* magnitude planes a record; 0 for records without weights */
 } fmpq_plan;
 

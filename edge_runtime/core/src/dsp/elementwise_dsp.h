@@ -112,15 +112,164 @@ static void scale(const int32_t *g, int32_t *u, int32_t n, fmpq_fx mult)
             *u++ = max32(min32((high_product(*g++, (int32_t)mult.m) + half) >> shift, top), -top);
         return;
     }
+    if (s < 2 || s > 31) {
+        NAME(scale)(g, u, n, mult);
+        return;
+    }
     for (; n > 0; n--) {
         const int64_t v = (int64_t)*g++ * (int32_t)mult.m + ((int64_t)1 << (s - 1));
-        const int32_t high = (int32_t)(v >> 32);
-        /* what the high half alone puts outside of +-2^30 */
-        if (s < 32 && (high >= 1 << (s - 1) || high < -(1 << (s - 1))))
+        const int32_t high = (int32_t)(v >> 32), quarter = 1 << (s - 2);
+        if ((uint32_t)(high + quarter) >= 2u * (uint32_t)quarter) /* at least 2^30, less than -2^30 */
             *u++ = high < 0 ? -top : top;
         else
-            *u++ = max32(min32((int32_t)((s < 32 ? (uint32_t)high << (32 - s) : (uint32_t)high) | (s < 32 ? (uint32_t)v >> s : 0u)), top), -top);
+            *u++ = (int32_t)((uint32_t)high << (32 - s) | (uint32_t)v >> s);
     }
+}
+
+ALWAYS_INLINE int64_t add_square_low(int32_t v, int64_t sum)
+{
+    uint32_t low = (uint32_t)sum, high = (uint32_t)((uint64_t)sum >> 32);
+    __asm__("smlalbb %0, %1, %2, %2" : "+r"(low), "+r"(high) : "r"(v));
+    return (int64_t)((uint64_t)high << 32 | low);
+}
+ALWAYS_INLINE int64_t add_square_high(int32_t v, int64_t sum)
+{
+    uint32_t low = (uint32_t)sum, high = (uint32_t)((uint64_t)sum >> 32);
+    __asm__("smlaltt %0, %1, %2, %2" : "+r"(low), "+r"(high) : "r"(v));
+    return (int64_t)((uint64_t)high << 32 | low);
+}
+
+static void stats(const int16_t *y, int32_t n, int32_t c, int64_t *m1, int64_t *m2)
+{
+    int32_t k = 0;
+    for (; k + 2 <= c; k += 2)
+        for (int32_t p0 = 0; p0 < n; p0 += 65536) {
+            int32_t a0 = 0, a1 = 0;
+            int64_t b0 = 0, b1 = 0;
+            const int16_t *from = y + p0 * c + k;
+            for (int32_t p = min32(n - p0, 65536); p > 0; p--, from += c) {
+                const int32_t v = (int32_t)word(from);
+                a0 = multiply_low(v, 1, a0);
+                a1 = multiply_high_low(v, 1, a1);
+                b0 = add_square_low(v, b0);
+                b1 = add_square_high(v, b1);
+            }
+            m1[k] += a0;
+            m1[k + 1] += a1;
+            m2[k] += b0;
+            m2[k + 1] += b1;
+        }
+    if (k < c)
+        stats_block(y + k, n, c, c - k, m1 + k, m2 + k);
+}
+
+static void bn_back(const int16_t *e, int8_t *x, int32_t n, int32_t c, const int32_t *ce, const int32_t *cx, const int32_t *c0, fmpq_stream key,
+                    uint32_t base)
+{
+    for (int32_t k = 0; k < c; k++) {
+        const uint32_t fe = (uint32_t)ce[k], fx = (uint32_t)cx[k], f0 = (uint32_t)c0[k];
+        const int16_t *error = e + k;
+        int8_t *hat = x + k;
+        uint32_t at = base + (uint32_t)k;
+        for (int32_t p = n; p > 0; p--, error += c, hat += c, at += (uint32_t)c) {
+            const uint32_t sum = (uint32_t)*error * fe + f0 + (uint32_t)*hat * fx + (fmpq_rand(key, at) & 0x3fffffu);
+            int32_t v;
+            __asm__("ssat %0, #8, %1, asr #22" : "=r"(v) : "r"(sum));
+            *hat = (int8_t)max32(v, -127);
+        }
+    }
+}
+
+static void norm(const int16_t *y, int8_t *x, int32_t n, int32_t c, const int32_t *a, const int32_t *b, const int32_t *sh)
+{
+    int32_t k = 0;
+    for (; k + 2 <= c; k += 2) {
+        const int32_t factors = low_halves(a[k], a[k + 1]), b0 = b[k], b1 = b[k + 1], s0 = sh[k], s1 = sh[k + 1]; /* a < 2^14 */
+        const int16_t *from = y + k;
+        int8_t *to = x + k;
+        for (int32_t p = n; p > 0; p--, from += c, to += c) {
+            const int32_t v = (int32_t)word(from);
+            const int32_t v0 = saturated_s8((uint32_t)(multiply_low(v, factors, b0) >> s0));
+            const int32_t v1 = saturated_s8((uint32_t)(multiply_high(v, factors, b1) >> s1));
+            const uint32_t both = (uint32_t)add16(subtract_saturated16(low_halves(v0, v1), 0x7f817f81), 0x7f817f81); /* at least -127 */
+            to[0] = (int8_t)both;
+            to[1] = (int8_t)(both >> 16);
+        }
+    }
+    if (k < c)
+        norm_block(y + k, x + k, n, c, c - k, a + k, b + k, sh + k);
+}
+
+static void reduce(int16_t *e, const uint8_t *u, const int8_t *x, int32_t n, int32_t c, int64_t *s1, int64_t *s2, int32_t *mx)
+{
+    int32_t k = 0;
+    for (; k + 2 <= c; k += 2) {
+        int32_t high = 0, low = 0;
+        int16_t *error = e + k;
+        const uint8_t *out = u + k;
+        const int8_t *hat = x + k;
+        for (int32_t left = n; left > 0;) { /* 512 * 32767 * 127 < 2^31 */
+            int32_t a0 = 0, a1 = 0, b0 = 0, b1 = 0;
+            for (int32_t p = min32(left, 512); p > 0; p--, left--, error += c, out += c, hat += c) {
+                int32_t v = (int32_t)word(error);
+                v &= ((uint32_t)(out[0] - 1) < 254u ? 0xffff : 0) | ((uint32_t)(out[1] - 1) < 254u ? (int32_t)0xffff0000u : 0);
+                put_word(error, (uint32_t)v);
+                a0 = multiply_low(v, 1, a0);
+                a1 = multiply_high_low(v, 1, a1);
+                b0 = multiply_low(v, hat[0], b0);
+                b1 = multiply_high_low(v, hat[1], b1);
+                high = larger16(high, v);
+                low = smaller16(low, v);
+            }
+            s1[k] += a0;
+            s1[k + 1] += a1;
+            s2[k] += b0;
+            s2[k + 1] += b1;
+        }
+        mx[k] = max32(mx[k], max32((int16_t)high, -(int16_t)low));
+        mx[k + 1] = max32(mx[k + 1], max32(high >> 16, -(low >> 16)));
+    }
+    if (k < c)
+        reduce_block(e + k, u + k, x + k, n, c, c - k, s1 + k, s2 + k, mx + k);
+}
+
+/* a left shift, or a right shift with ties to even, of both halves */
+ALWAYS_INLINE int32_t aligned(int32_t v, int32_t shift, int32_t half, const int right)
+{
+    int32_t a = (int16_t)v, b = v >> 16;
+    if (!right)
+        return (int32_t)((uint32_t)v << -shift & (0xffffu << -shift & 0xffffu) * 0x00010001u);
+    a = (a + half + ((a >> shift) & 1)) >> shift;
+    b = (b + half + ((b >> shift) & 1)) >> shift;
+    return low_halves(a, b);
+}
+
+ALWAYS_INLINE int32_t merged(int16_t *e1, const int16_t *e2, uint32_t n, int32_t s1, int32_t s2, const int right1, const int right2)
+{
+    const int32_t h1 = right1 ? (1 << (s1 - 1)) - 1 : 0, h2 = right2 ? (1 << (s2 - 1)) - 1 : 0;
+    int32_t high = 0, low = 0;
+    for (; n >= 2; n -= 2, e1 += 2, e2 += 2) {
+        int32_t v = add_saturated16(aligned((int32_t)word(e1), s1, h1, right1), aligned((int32_t)word(e2), s2, h2, right2));
+        v = add16(subtract_saturated16(v, 0x00010001), 0x00010001); /* at least -32767 */
+        put_word(e1, (uint32_t)v);
+        high = larger16(high, v);
+        low = smaller16(low, v);
+    }
+    return max32(max32((int16_t)high, high >> 16), -min32((int16_t)low, low >> 16));
+}
+
+static int32_t merge(int16_t *e1, const int16_t *e2, uint32_t n, int32_t s1, int32_t s2)
+{
+    const uint32_t even = n & ~1u;
+    int32_t top, last;
+    if (s1 > 15 || s2 > 15) /* one of them is nothing */
+        return NAME(merge)(e1, e2, n, s1, s2);
+    if (s1 > 0)
+        top = s2 > 0 ? merged(e1, e2, even, s1, s2, 1, 1) : merged(e1, e2, even, s1, s2, 1, 0);
+    else
+        top = s2 > 0 ? merged(e1, e2, even, s1, s2, 0, 1) : merged(e1, e2, even, s1, s2, 0, 0);
+    last = n & 1u ? NAME(merge)(e1 + even, e2 + even, 1, s1, s2) : 0;
+    return max32(top, last);
 }
 
 /* four words of four bytes, transposed */

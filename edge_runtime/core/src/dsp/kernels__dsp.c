@@ -30,6 +30,9 @@ enum {
     "7:\n\t" MULTIPLY MULTIPLY "subs lr, #1\n\tbne 7b\n"                                                                                           \
     "9:\n\t"
 
+/* the same, where the number is a multiple of four */
+#define FOURS "lsrs lr, lr, #2\n7:\n\t" MULTIPLY MULTIPLY MULTIPLY MULTIPLY "subs lr, #1\n\tbne 7b\n\t"
+
 /* ---- convolution -------------------------------------------------------------------------------------------- */
 
 /* Neighbouring taps are one run of bytes, of so many groups of four; a run of none ends the list. */
@@ -38,7 +41,7 @@ typedef struct run {
 } run;
 
 typedef struct runs {
-    int32_t groups;
+    int32_t fours; /* each run is a multiple of four groups */
     run of[MOST_TAPS + 1];
     uint8_t order[MOST_TAPS]; /* of the taps */
 } runs;
@@ -64,7 +67,7 @@ static int find_runs(const fmpq_igemm *j, runs *r)
         r->of[n - 1].groups += j->c4;
     }
     r->of[n].at = r->of[n].groups = 0;
-    r->groups = j->taps * j->c4;
+    r->fours = j->c4 % 4 == 0;
     return 1;
 }
 
@@ -99,24 +102,42 @@ typedef struct row {
 } row;
 
 /* r0 comes as the row. On the stack: it. */
-FUNCTION(sums_of_row(const row *r),
-         "push {r0, r1}\n"
-         "1:\n\tldr r3, [sp]\n\tldr r2, [r3, #20]\n\tldmia r2, {r4-r7}\n\tldrd r12, r1, [r3]\n"
-         "2:\n\tldrd r2, lr, [r12], #8\n\tcmp lr, #0\n\tbeq 3f\n\tldr r0, [sp]\n\tldr r0, [r0, #8]\n\tadd r0, r2\n\t" GROUPS "b 2b\n"
-         "3:\n\tldr r3, [sp]\n\tldr r0, [r3, #24]\n\tstmia r0!, {r4-r7}\n\tstr r0, [r3, #24]\n\t"
-         "ldrd r0, r1, [r3, #8]\n\tadd r0, r1\n\tstr r0, [r3, #8]\n\tldr r0, [r3, #16]\n\tsubs r0, #1\n\tstr r0, [r3, #16]\n\tbne 1b\n\t"
-         "pop {r0, r1}\n\t")
+#define ROW(name, groups)                                                                                                                         \
+    FUNCTION(name(const row *r),                                                                                                                  \
+             "push {r0, r1}\n"                                                                                                                    \
+             "1:\n\tldr r3, [sp]\n\tldr r2, [r3, #20]\n\tldmia r2, {r4-r7}\n\tldrd r12, r1, [r3]\n"                                                \
+             "2:\n\tldrd r2, lr, [r12], #8\n\tcmp lr, #0\n\tbeq 3f\n\tldr r0, [sp]\n\tldr r0, [r0, #8]\n\tadd r0, r2\n\t" groups "b 2b\n"           \
+             "3:\n\tldr r3, [sp]\n\tldr r0, [r3, #24]\n\tstmia r0!, {r4-r7}\n\tstr r0, [r3, #24]\n\t"                                              \
+             "ldrd r0, r1, [r3, #8]\n\tadd r0, r1\n\tstr r0, [r3, #8]\n\tldr r0, [r3, #16]\n\tsubs r0, #1\n\tstr r0, [r3, #16]\n\tbne 1b\n\t"      \
+             "pop {r0, r1}\n\t")
+ROW(sums_of_row, GROUPS)
+ROW(sums_of_row_fours, FOURS)
 
 enum { COLUMNS = 16 };
 
-/* sat16(reven(sum, shift)) of one channel; sums stay far enough from the ends of int32 to add half */
-ALWAYS_INLINE void store_channel(const int32_t *sums, int16_t *out, int32_t pix, int32_t cols, int32_t shift)
+/* sat16(reven(sum, shift)); sums stay far enough from the ends of int32 to add half */
+ALWAYS_INLINE int32_t rounded(int32_t v, int32_t half, int32_t odd, int32_t shift)
+{
+    return saturated16((uint32_t)((v + half + ((v >> shift) & odd)) >> shift));
+}
+
+/* at least -32767 in each half, where no half is above 32767 */
+ALWAYS_INLINE uint32_t symmetric(int32_t v)
+{
+    return (uint32_t)add16(subtract_saturated16(v, 0x00010001), 0x00010001);
+}
+
+/* n channels of each position */
+ALWAYS_INLINE void store_row(const int32_t *sums, int16_t *out, int32_t pix, int32_t cols, int32_t shift, int32_t n)
 {
     const int32_t half = shift ? (1 << (shift - 1)) - 1 : 0, odd = shift > 0;
-    for (; cols > 0; cols--, sums += CHANNELS, out += pix) {
-        const int32_t v = saturated16((uint32_t)((*sums + half + ((*sums >> shift) & odd)) >> shift));
-        *out = (int16_t)max32(v, -32767);
+    for (; n == CHANNELS && cols > 0; cols--, sums += CHANNELS, out += pix) {
+        put_word(out, symmetric(low_halves(rounded(sums[0], half, odd, shift), rounded(sums[1], half, odd, shift))));
+        put_word(out + 2, symmetric(low_halves(rounded(sums[2], half, odd, shift), rounded(sums[3], half, odd, shift))));
     }
+    for (; cols > 0; cols--, sums += CHANNELS, out += pix)
+        for (int32_t i = 0; i < n; i++)
+            out[i] = (int16_t)max32(rounded(sums[i], half, odd, shift), -32767);
 }
 
 static void igemm(const fmpq_igemm *j)
@@ -144,9 +165,11 @@ static void igemm(const fmpq_igemm *j)
                 of.cols = cols;
                 of.corr = corr;
                 of.out = sums;
-                sums_of_row(&of);
-                for (int32_t i = 0; i < n; i++)
-                    store_channel(sums + i, out + i, j->out_pix, cols, j->shift);
+                if (r.fours)
+                    sums_of_row_fours(&of);
+                else
+                    sums_of_row(&of);
+                store_row(sums, out, j->out_pix, cols, j->shift, n);
             }
     }
 }
@@ -172,19 +195,31 @@ typedef struct planes {
     int32_t a_row, rows, cols4, plane, ci;
 } planes;
 
+#define NEXT_PLANE                                                                                                                                \
+    "ldr r3, [sp]\n\tldr r2, [r3, #8]\n\tstmia r2, {r4-r7}\n\tadds r2, #64\n\tstr r2, [r3, #8]\n\t"                                                 \
+    "ldr r0, [r3]\n\tldrd r1, r2, [r3, #24]\n\tadd r0, r1\n\tstr r0, [r3]\n\tsubs r2, #1\n\tstr r2, [r3, #28]\n\tbne 1b\n\tpop {r0, r1}\n\t"
+
 /* All input channels of one tap: g[ci][16] += … of four output channels. r0 comes as the planes. [sp]: it, rows left. */
 FUNCTION(sums_of_tap(const planes *p),
          "push {r0, r1}\n"
          "1:\n\tldr r3, [sp]\n\tldr r2, [r3, #8]\n\tldmia r2, {r4-r7}\n\tldr r2, [r3, #16]\n\tstr r2, [sp, #4]\n\tldrd r12, r1, [r3]\n"
          "2:\n\tldr r3, [sp]\n\tldr lr, [r3, #20]\n\tmov r0, r12\n\tldr r2, [r3, #12]\n\tadd r12, r2\n\t" GROUPS
-         "ldr r2, [sp, #4]\n\tsubs r2, #1\n\tstr r2, [sp, #4]\n\tbne 2b\n\t"
-         "ldr r3, [sp]\n\tldr r2, [r3, #8]\n\tstmia r2, {r4-r7}\n\tadds r2, #64\n\tstr r2, [r3, #8]\n\t"
-         "ldr r0, [r3]\n\tldrd r1, r2, [r3, #24]\n\tadd r0, r1\n\tstr r0, [r3]\n\tsubs r2, #1\n\tstr r2, [r3, #28]\n\tbne 1b\n\t"
-         "pop {r0, r1}\n\t")
+         "ldr r2, [sp, #4]\n\tsubs r2, #1\n\tstr r2, [sp, #4]\n\tbne 2b\n\t" NEXT_PLANE)
+/* The same for rows of two, four and eight groups; a_row comes less what they read. */
+#define TAP(name, row)                                                                                                                            \
+    FUNCTION(name(const planes *p),                                                                                                               \
+             "push {r0, r1}\n"                                                                                                                    \
+             "1:\n\tldr r3, [sp]\n\tldr r2, [r3, #8]\n\tldmia r2, {r4-r7}\n\tldrd r12, lr, [r3, #12]\n\tldrd r0, r1, [r3]\n"                        \
+             "2:\n\t" row "add r0, r12\n\tsubs lr, #1\n\tbne 2b\n\t" NEXT_PLANE)
+#define MULTIPLY_4 MULTIPLY MULTIPLY MULTIPLY MULTIPLY
+TAP(tap_2, MULTIPLY MULTIPLY)
+TAP(tap_4, MULTIPLY_4)
+TAP(tap_8, MULTIPLY_4 MULTIPLY_4)
 
 static void dw(const fmpq_dw *j)
 {
     const int32_t most = MOST_GROUPS / j->cols4;
+    const int special = j->cols4 == 2 || j->cols4 == 4 || j->cols4 == 8;
     int32_t copy[COPY / 4];
     if (!most) { /* rows of more than 576 positions */
         fmpq_kernels_scalar.dw(j);
@@ -199,12 +234,19 @@ static void dw(const fmpq_dw *j)
                 p.a = j->a + y * j->a_row + j->tap_off[t];
                 p.e = copy;
                 p.g = j->g + (co / 16 - j->cb0) * j->taps * j->ci * 16 + t * j->ci * 16 + co % 16;
-                p.a_row = j->a_row;
+                p.a_row = j->a_row - (special ? 4 * j->cols4 : 0);
                 p.rows = rows;
                 p.cols4 = j->cols4;
                 p.plane = j->plane;
                 p.ci = j->ci;
-                sums_of_tap(&p);
+                if (j->cols4 == 2)
+                    tap_2(&p);
+                else if (j->cols4 == 4)
+                    tap_4(&p);
+                else if (j->cols4 == 8)
+                    tap_8(&p);
+                else
+                    sums_of_tap(&p);
             }
         }
 }
@@ -215,6 +257,6 @@ static int available(void)
 }
 
 const fmpq_kernels fmpq_kernels_dsp = {
-    .name = "dsp", .available = available, .igemm = igemm, .dw = dw, .stats = NAME(stats), .norm = NAME(norm), .act = act,
-    .reduce = NAME(reduce), .bn_back = NAME(bn_back), .merge = NAME(merge), .max16 = max16, .quant = quant, .bias = bias, .scale = scale,
+    .name = "dsp", .available = available, .igemm = igemm, .dw = dw, .stats = stats, .norm = norm, .act = act,
+    .reduce = reduce, .bn_back = bn_back, .merge = merge, .max16 = max16, .quant = quant, .bias = bias, .scale = scale,
     .apply = NAME(apply), .planar = planar, .interleave = interleave, .unpack = unpack, .pack = pack};

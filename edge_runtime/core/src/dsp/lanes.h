@@ -41,6 +41,8 @@ UNARY(saturated16, "ssat %0, #16, %1")
 UNARY(saturated_u8, "usat %0, #8, %1")
 UNARY(saturated_s8, "ssat %0, #8, %1")
 BINARY(add16, "sadd16 %0, %1, %2")
+BINARY(subtract_saturated16, "qsub16 %0, %1, %2")
+BINARY(add_saturated16, "qadd16 %0, %1, %2")
 BINARY(sub8, "ssub8 %0, %1, %2")
 BINARY(add_saturated_u8, "uqadd8 %0, %1, %2")
 /* halves: both low ones, both high ones */
@@ -55,8 +57,10 @@ BINARY(high_product, "smmul %0, %1, %2") /* the upper 32 of 64 bits */
         __asm__(instruction : "=r"(r) : "r"(x), "r"(y), "r"(sum)); \
         return r;                                                  \
     }
-/* sum + the product of the low halves, of the high halves, of both */
+/* sum + the product of the low halves, a high and a low one, …, of both */
 TERNARY(multiply_low, "smlabb %0, %1, %2, %3")
+TERNARY(multiply_high_low, "smlatb %0, %1, %2, %3")
+TERNARY(multiply_low_high, "smlabt %0, %1, %2, %3")
 TERNARY(multiply_high, "smlatt %0, %1, %2, %3")
 TERNARY(multiply_add, "smlad %0, %1, %2, %3")
 #endif

@@ -25,13 +25,33 @@ ALWAYS_INLINE void widen(uint32_t mag, uint32_t sign, int16_t *q)
     put_word(q + 2, (uint32_t)high_halves(even, odd));
 }
 
+/* two bytes at any address */
+ALWAYS_INLINE uint32_t pair_of(const uint8_t *p)
+{
+    uint16_t v;
+    memcpy(&v, p, 2);
+    return v;
+}
+
 static void unpack(const uint8_t *planes, uint32_t bytes, int n, uint32_t count, int16_t *q)
 {
     if (n > 7) { /* more than a byte holds */
         fmpq_unpack_scalar(planes, bytes, n, count, q);
         return;
     }
-    for (; count >= 8; count -= 8, planes++, q += 8) {
+    for (; count >= 16; count -= 16, planes += 2, q += 16) { /* two bytes a plane */
+        const uint8_t *p = planes + (uint32_t)n * bytes;
+        uint32_t v[4] = {0, 0, 0, 0}, b;
+        for (int k = n; k > 0; k--, p -= bytes) {
+            b = pair_of(p);
+            for (int i = 0; i < 4; i++)
+                v[i] = spread(b >> (4 * i)) | v[i] << 1;
+        }
+        b = pair_of(planes);
+        for (int i = 0; i < 4; i++)
+            widen(v[i], spread(b >> (4 * i)), q + 4 * i);
+    }
+    if (count >= 8) {
         const uint8_t *p = planes + (uint32_t)n * bytes;
         uint32_t low = 0, high = 0, b;
         for (int k = n; k > 0; k--, p -= bytes) {
