@@ -17,6 +17,7 @@ from fedmpq.coordinator.layout import Layout
 from fedmpq.coordinator.machine import Machine
 from fedmpq.coordinator.run_state import RunState
 from fedmpq.coordinator.source import DataShape, Source
+from fedmpq.errors import ConfigError
 
 
 class Kind(Protocol):
@@ -98,7 +99,9 @@ class FloatKind:
         float_source.check_fit(program, data, what)
 
     def plan_bytes(self, program: bytes, config: RunConfig) -> PlanBytes:
-        """None: devices measure a trial step instead."""
+        """None: devices measure a trial step instead. ConfigError for what full-precision runs do not have."""
+        if config.robust != "none":
+            raise ConfigError(f"robust = {config.robust!r} is for integer runs, {config.strategy} is not one")
 
         def unplanned(_bits: Any) -> int:
             return 0

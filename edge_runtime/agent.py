@@ -433,7 +433,7 @@ class Agent:
         if not isinstance(plan, self.plan_type):
             log.warning("the stored plan is dropped: it is for another engine")
             return None
-        return plan  # type: ignore[return-value]
+        return plan
 
     def _active(self, plan: PlanMessage | FloatPlan) -> bool:
         state = self._round

@@ -464,6 +464,7 @@ class Ack:
 
 
 FloatControl: TypeAlias = FloatProfile | FloatUpdate | FloatPlan
+_FLOAT_NAMES: Final = (FloatProfile.TYPE, FloatUpdate.TYPE, FloatPlan.TYPE)
 IntegerControl: TypeAlias = (
     CoordState | RoundState | DeviceState | Profile | Request | Update | Refusal | PlanMessage | Need | Ack
 )
@@ -474,6 +475,7 @@ Control: TypeAlias = IntegerControl | FloatControl
 class Bundle:
     """Several chunks in one message."""
 
+    TYPE: ClassVar[str] = "chunks"
     chunks: tuple[Chunk, ...]
 
 
@@ -533,7 +535,7 @@ def decode(kind: str, data: bytes) -> Message:
         raise ProtocolError(f"{kind}: protocol version {str(version)[:20]}, this build speaks {speaks}")
     for cls in allowed:
         if cls is not Chunk and name == cls.TYPE:
-            if cls is not CoordState and (version == FLOAT_VERSION) != issubclass(cls, FloatControl):
+            if cls is not CoordState and (version == FLOAT_VERSION) != (name in _FLOAT_NAMES):
                 raise ProtocolError(f"{cls.TYPE}: not a message of protocol version {version}")
             message = load_object(cls, found, cls.TYPE)
             if version_of(message) != version:

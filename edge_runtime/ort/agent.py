@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import fedmpq
 from fedmpq.edge_runtime import memory
-from fedmpq.edge_runtime.agent import Agent
+from fedmpq.edge_runtime.agent import Agent, Options
 from fedmpq.edge_runtime.ort import bundle as bundles
 from fedmpq.edge_runtime.ort import engine as engines
 from fedmpq.edge_runtime.ort import trial
@@ -22,6 +22,9 @@ from fedmpq.edge_runtime.ort.assignment import FloatAssignment
 from fedmpq.edge_runtime.ort.bundle import Bundle
 from fedmpq.edge_runtime.profile import TRIAL_TIMEOUT_S
 from fedmpq.edge_runtime.protocol import CoordState, FloatJob, FloatPlan, FloatProfile, Job, PlanMessage
+from fedmpq.edge_runtime.store import Store
+from fedmpq.edge_runtime.trainer import Samples
+from fedmpq.edge_runtime.transport import Transport
 from fedmpq.errors import CoreError
 
 #: (bundle file, batch, threads) -> step_bytes (None: the trial was killed), peak_bytes, engine.
@@ -48,9 +51,18 @@ class FloatAgent(Agent):
     job_type: ClassVar[type[Job | FloatJob]] = FloatJob
     plan_type: ClassVar[type[PlanMessage | FloatPlan]] = FloatPlan
 
-    def __init__(self, *arguments: Any, trial: FloatTrial | None = None, **named: Any) -> None:
+    def __init__(
+        self,
+        options: Options,
+        transport: Transport,
+        store: Store,
+        samples: Samples,
+        *,
+        trial: FloatTrial | None = None,
+        **named: Any,
+    ) -> None:
         engines.runtime()  # a missing package is said before anything is connected
-        super().__init__(*arguments, Binding, **named)
+        super().__init__(options, transport, store, samples, Binding, **named)
         self._trial = trial or trial_in_child
         self._engine: engines.Engine | None = None
         self._idle = memory.status("VmRSS")

@@ -168,7 +168,7 @@ class Engine:
         """Takes a running statistic; the graph's variances are those of `count` values, without Bessel's correction."""
         if count > 1:
             old = np.float32(1 - BATCH_NORM_RATE) * self._get(name)
-            new = old + (new - old) * np.float32(count / (count - 1))
+            new = np.asarray(old + (new - old) * np.float32(count / (count - 1)), np.float32)
         self._set(name, new)
 
     def _trained(self) -> Floats:

@@ -35,7 +35,8 @@ def encode(update: NDArray[np.float32], rng: np.random.Generator, *, bits: int) 
     if bits == 4:
         codes = np.append(codes, np.zeros(codes.size % 2, np.uint8))
         codes = codes[0::2] | codes[1::2] << 4
-    return scale.astype("<f4").tobytes() + codes.tobytes()
+    data: bytes = scale.astype("<f4").tobytes() + codes.tobytes()
+    return data
 
 
 def decode(data: bytes, size: int, *, bits: int) -> NDArray[np.float32]:

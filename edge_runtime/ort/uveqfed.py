@@ -134,5 +134,5 @@ def decode(data: bytes, size: int, rng: np.random.Generator) -> NDArray[np.float
         raise FormatError("a UVeQFed update has a norm or scale out of range")
     pairs = -(-size // 2)
     points = points_of(uncoded(data[_HEAD.size :], pairs)) - dither(pairs, rng)
-    decoded = points * (scale * norm)
-    return decoded.reshape(-1)[:size].astype(np.float32)
+    decoded: NDArray[np.float32] = (points * (scale * norm)).reshape(-1)[:size].astype(np.float32)
+    return decoded

@@ -80,7 +80,7 @@ class _Writer:
             if r.skip_kind is not Skip.NONE:
                 out = self._node("Add", [out, self._skip(step, tensors)])
         elif r.kind is Kind.MAX_POOL:
-            geometry = {"kernel_shape": [r.kh, r.kw], "strides": [r.stride] * 2, "pads": [r.pad] * 4}
+            geometry: dict[str, Any] = {"kernel_shape": [r.kh, r.kw], "strides": [r.stride] * 2, "pads": [r.pad] * 4}
             return self._node("MaxPool", [tensors[r.input]], **geometry)
         elif r.kind is Kind.CONCAT:
             parts = [self._real(tensors[t], self.net.grid(t)) for t in (r.input, r.skip)]
@@ -99,8 +99,8 @@ class _Writer:
             source = self._node("Reshape", [self._channels_last(source), self._shape([0, r.cin, 1, 1])])
         kernel = self._weights(weights, r.name, step.reads, matrix=False)
         bias = self._bias(weights, step.reads, r.name)
-        geometry = {"kernel_shape": [r.kh, r.kw], "strides": [r.stride] * 2, "pads": [r.pad] * 4, "group": r.groups}
-        normal = self._node("Conv", [source, kernel, bias], **geometry)
+        geometry: dict[str, Any] = {"kernel_shape": [r.kh, r.kw], "strides": [r.stride] * 2, "pads": [r.pad] * 4}
+        normal = self._node("Conv", [source, kernel, bias], group=r.groups, **geometry)
         rounded = [
             self._constant(np.array(NORMAL_STEP, np.float32), f"{r.name}.normal.scale"),
             self._constant(np.array(0, np.int8), f"{r.name}.normal.zero"),

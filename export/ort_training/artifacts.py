@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import os
 import sys
 import tempfile
@@ -121,18 +120,17 @@ def _exported(onnx: Any, module: nn.Module, image: tuple[int, int, int], name: s
     with torch.no_grad():
         for _, value in _floats(distinct):
             value.add_(torch.rand(value.shape, generator=generator), alpha=1e-3)
-    written = io.BytesIO()
     images = torch.rand((2, *image), generator=generator)
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), tempfile.NamedTemporaryFile(suffix=".onnx") as written:
             torch.onnx.export(
-                distinct, (images,), written, dynamo=False, opset_version=OPSET, do_constant_folding=False,
+                distinct, (images,), written.name, dynamo=False, opset_version=OPSET, do_constant_folding=False,
                 training=torch.onnx.TrainingMode.PRESERVE, input_names=["images"], output_names=[_LOGITS],
                 dynamic_axes={"images": {0: "batch"}, _LOGITS: {0: "batch"}},
             )  # fmt: skip
+            graph = onnx.load(written.name)
     except Exception as error:
         raise ModelError(f"{name} cannot be exported at ONNX opset {OPSET}: {_first_line(error)}") from error
-    graph = onnx.load_from_string(written.getvalue())
     graph.ir_version = IR_VERSION
     return graph
 

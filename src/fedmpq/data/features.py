@@ -40,7 +40,8 @@ def log_mel(clip: Signal) -> NDArray[np.uint8]:
     spectrum = np.abs(np.fft.rfft(clip[starts] * np.hanning(WINDOW), axis=1)) ** 2
     level = 10 * np.log10(spectrum @ mel_bands().T + 1e-12)
     scaled = 255 * (1 + (level - level.max()) / RANGE_DB)
-    return np.rint(scaled).clip(0, 255).astype(np.uint8)[..., np.newaxis]
+    image: NDArray[np.uint8] = np.rint(scaled).clip(0, 255).astype(np.uint8)[..., np.newaxis]
+    return image
 
 
 def noise(count: int, rng: np.random.Generator) -> Signal:
@@ -59,4 +60,4 @@ def placed(word: Signal, rng: np.random.Generator, snr_db: float) -> Signal:
     power = float(np.mean(word**2)) or 1e-12
     clip = noise(CLIP, rng) * np.sqrt(power / 10 ** (snr_db / 10))
     clip[start : start + word.size] += word
-    return clip
+    return np.asarray(clip, np.float64)

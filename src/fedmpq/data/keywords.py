@@ -55,7 +55,7 @@ def speakers(seed: int = 0) -> list[Speaker]:
     pairs = [(accent, timbre) for timbre in _TIMBRES for accent in _ACCENTS]
     order = rng.permutation(len(pairs))
     pitches, speeds = rng.integers(30, 71, len(pairs)), rng.integers(130, 191, len(pairs))
-    return [Speaker(*pairs[i], int(pitches[i]), int(speeds[i])) for i in order]
+    return [Speaker(pairs[i][0], pairs[i][1], int(pitches[i]), int(speeds[i])) for i in order]
 
 
 def version() -> str:
