@@ -231,9 +231,9 @@ class Machine:
             config.run,
             number,
             config.rounds,
-            phase,
+            phase,  # type: ignore[arg-type]
             deadline,
-            self.epoch,  # type: ignore[arg-type]
+            self.epoch,
         )
         payload = protocol.encode(state)
         if payload == self._announced:
