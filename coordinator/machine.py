@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from fedmpq.coordinator import admission, control, rounds, updates
 from fedmpq.coordinator.inbox import Pending
@@ -215,6 +215,7 @@ class Machine:
         config, row = self.run.config, self.run.round_row()
         number = 0 if row is None else row["round"]
         deadline = 0
+        phase: Literal["waiting", "collect", "closed", "finished", "cancelled"]
         if self.cancelled and not self.finished:
             phase = "cancelled"
         elif row is None:
@@ -231,7 +232,7 @@ class Machine:
             config.run,
             number,
             config.rounds,
-            phase,  # type: ignore[arg-type]
+            phase,
             deadline,
             self.epoch,
         )

@@ -78,7 +78,8 @@ def command(model: str, buffers: bool, plot: Path | None, as_json: bool, **optio
         from fedmpq.cli import _arena_plot
 
         title = f"{Path(model).name}, batch {plan.micro_batch or plan.batch}: {memory.total:,} bytes"
-        plot.write_text(_arena_plot.draw(title, memory.total, memory.ops, result["buffers"]), encoding="utf-8")
+        rows = [buffer._asdict() for buffer in memory.buffers]
+        plot.write_text(_arena_plot.draw(title, memory.total, memory.ops, rows), encoding="utf-8")
         note(f"drew {plot}")
     emit(result, as_json, lambda shown: _print(shown, buffers))
 
