@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +15,9 @@ from fedmpq.errors import DataError
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from fedmpq.export.state import LayerInit
+    from fedmpq.models.reference.program import Program, Record
 
 
 class DataShape(Protocol):
@@ -71,13 +74,26 @@ def of_model(name: str, data: DataShape, mean: bytes, *, crop_pad: int, seed: in
         ModelError, UnsupportedOpError: as `export.model` says.
     """
     from fedmpq.export import model as export
+    from fedmpq.models.reference.program import parse
 
     height, width, channels = data.shape
     module = module_of(name, data, seed)
     compiled = export.from_module(module, (channels, height, width), mean=tuple(mean), crop_pad=crop_pad, name=name)
+    program = parse(compiled.program)
     shapes = layout.of_program(compiled.program)
-    floats = [compiled.state[layer.name] for layer in shapes.layers]
+    floats = [_constants(record, compiled.state[record.name], program) for record in program.weight_layers]
     return Source(compiled.program, shapes, lambda: initial.of_floats(shapes, floats), name)
+
+
+def _constants(record: Record, values: LayerInit, program: Program) -> LayerInit:
+    """The values in global units, which leave out the input's exponent: it is the same on all devices.
+
+    Running statistics of batch-norms are forgotten within a few steps; the constants of biased records stay.
+    """
+    if not record.biased or values.mean is None or values.var is None:
+        return values
+    factor = 2.0 ** program.exponents[record.input]
+    return replace(values, mean=values.mean / factor, var=values.var / factor**2)
 
 
 def check_fit(program: bytes, data: DataShape, what: str) -> None:

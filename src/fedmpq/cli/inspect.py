@@ -58,6 +58,8 @@ def _inspect_model(name: str, options: ModelOptions, as_json: bool) -> None:
     }
     if found.problems:
         emit({"model": name, "coverage": covered}, as_json, _print_coverage)
+        if as_json:  # one document on standard output
+            raise click.exceptions.Exit(UnsupportedOperations.exit_code)
         raise UnsupportedOperations(f"{name} has {len(found.problems)} unsupported operations:", found.problems)
     compiled = loaded.compile()
     none = PlanOptions(**dict.fromkeys(PlanOptions.__dataclass_fields__))
@@ -154,9 +156,9 @@ def _print(result: dict[str, Any]) -> None:
     if "coverage" in result:
         _print_coverage(result)
     height, width, channels = result["input"]
+    name = result["file"] if "coverage" in result else f"{result['file']}: {result['model']}"
     click.echo(
-        f"{result['file']}: {result['model']}, images {height}×{width}×{channels}, {result['classes']} classes, "
-        f"{human_bytes(result['bytes'])}"
+        f"{name}, images {height}×{width}×{channels}, {result['classes']} classes, {human_bytes(result['bytes'])}"
     )
     print_table(
         ["#", "name", "kind", "kernel", "input", "output", "skip", "bits", "weights", "MACs", "bytes"],

@@ -47,6 +47,28 @@ def digits(tmp_path: Path, exported: bytes) -> Path:
     return file
 
 
+def test_inspect_says_what_of_a_model_has_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = "import torch\nfrom torch import nn\n\ndef net(act):\n    return nn.Sequential("
+    net += "nn.Conv2d(1, 4, 3), act, nn.Flatten(), nn.Linear(144, 3))\n"
+    (tmp_path / "nets.py").write_text(net + "good, bad = net(nn.ReLU()), net(nn.GELU())\n")
+    monkeypatch.chdir(tmp_path)
+    seen = result(capsys, "inspect", "nets.py:good", "--input", "1x8x8")
+    assert seen["coverage"]["parameters"] == seen["coverage"]["parameters_covered"] == 4 * 9 + 4 + 3 * 144 + 3
+    assert seen["coverage"]["macs_covered"] == seen["macs"] == 4 * 9 * 36 + 3 * 144
+    assert [layer["kind"] for layer in seen["layers"]] == ["conv+bias+relu", "classifier"]
+    assert run(["inspect", "nets.py:bad", "--input", "1x8x8", "--json"]) == 6
+    covered = json.loads(capsys.readouterr().out)["coverage"]
+    assert covered["without_record"] == {"aten.gelu": 1}
+    assert covered["problems"][0].startswith("aten.gelu in 1")
+    assert run(["inspect", "nets.py:bad", "--input", "1x8x8"]) == 6
+    out, err = capsys.readouterr()
+    assert "3 of 4 operations have a record" in out
+    assert "aten.gelu in 1" in err
+    assert run(["inspect", "nets.fmpq", "--input", "1x8x8"]) == 2
+
+
 def test_export_then_inspect_and_plan_agree(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seen = result(capsys, "inspect", str(digits))
     planned = result(capsys, "plan", str(digits))
