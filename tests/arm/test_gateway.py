@@ -57,7 +57,9 @@ def m7() -> Iterator[EmulatedBoard]:
         yield board
 
 
-@pytest.mark.parametrize(("profile", "bits"), [("stm32f746", 4), ("stm32h743", 8), ("corstone-300", 2)])
+@pytest.mark.parametrize(
+    ("profile", "bits"), [("stm32f746", 4), ("stm32h743", 8), ("nrf52840", 2), ("corstone-300", 2)]
+)
 def test_a_board_trains_the_same_bits_and_plans_the_same_bytes(profile: str, bits: int) -> None:
     with emulated(profile) as board:
         link = link_to(board)
