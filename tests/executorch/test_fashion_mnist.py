@@ -9,7 +9,7 @@ import pytest
 
 from fedmpq.cli._main import run as main
 
-pytestmark = [pytest.mark.slow, pytest.mark.data]
+pytestmark = [pytest.mark.slow, pytest.mark.data, pytest.mark.timeout(3600)]
 
 
 def test_one_epoch_gives_the_same_model_and_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
