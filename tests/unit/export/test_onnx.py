@@ -27,7 +27,7 @@ from fedmpq.models.reference import fx as exact
 from tests.unit.export.nets import NETS, conv_bn, ds_cnn
 
 #: Nets whose records are not all in another one, or whose graphs take long to prepare.
-LEFT_OUT = {"mobilenet", "mobilenet_v2", "plain_lenet", "plain_vgg", "pre_activation"}
+LEFT_OUT = {"mobilenet", "mobilenet_v2", "plain_lenet", "plain_vgg", "pre_activation", "projected", "squeezenet"}
 SMALL = [pytest.param(factory, shape, id=name) for name, factory, shape, _ in NETS if name not in LEFT_OUT]
 
 
