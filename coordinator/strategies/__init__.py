@@ -27,7 +27,7 @@ STRATEGIES: dict[str, Mapping[str, Any]] = {
     "fpq8": fpq8.DEFAULT,
     **ablation.settings(aqfl.DEFAULT, fedmpq.DEFAULT),
 }
-#: Full-precision strategies, in simulation only: float training on the clients, updates sent as the name says.
+#: Full-precision strategies: float training on the clients (ONNX Runtime on devices), updates sent as the name says.
 FLOAT_STRATEGIES = ("fedavg", "fedpaq", "fedpaq8", "uveqfed", "uveqfed4")
 
 
