@@ -164,7 +164,9 @@ class Plan:
                 f"the plan has bits for {len(self.bits)} layers, the program has {len(program.weight_layers)}"
             )
         micro = self.micro_batch or self.batch
-        good = micro >= 1 and self.batch >= 1 and 1 <= self.threads <= 64 and 0 <= self.guard <= 8 and 0 <= self.roomy <= 2
+        good = (
+            micro >= 1 and self.batch >= 1 and 1 <= self.threads <= 64 and 0 <= self.guard <= 8 and 0 <= self.roomy <= 2
+        )
         if not good:
             raise CoreError("the plan's batch, micro-batch, threads, guard planes or roomy are out of range")
         for layer, bits in zip(program.weight_layers, self.bits, strict=True):

@@ -15,16 +15,23 @@ from fedmpq.errors import UsageError
     epilog=example(
         "fedmpq build --profile rpi-zero-2w",
         "fedmpq build --profile rpi-4 --what wheel --out dist",
+        "fedmpq build --profile stm32f746 --what firmware --artifact resnet8.fmpq",
         "fedmpq build --profile stm32f746 --what gateway",
     )
 )
 @click.option("--profile", "profile_name", required=True, help="Device class, a name or a TOML file.")
 @click.option(
     "--what",
-    type=click.Choice(["edge", "wheel", "gateway"]),
+    type=click.Choice(["edge", "wheel", "firmware", "gateway"]),
     default="edge",
     help="edge: the static program fedmpq-edge; wheel: the Python package with the core for that processor; "
+    "firmware: a bare-metal board's program with an artifact in it; "
     "gateway: firmware of a bare-metal board that trains behind `fedmpq device gateway`.",
+)
+@click.option(
+    "--artifact",
+    type=click.Path(path_type=Path),
+    help="With --what firmware: the artifact, put into the board's flash.",
 )
 @click.option(
     "--shard", type=click.Path(path_type=Path), help="With --what gateway: the board's own images, put into its flash."
@@ -35,20 +42,27 @@ from fedmpq.errors import UsageError
     help="Folder for the result.  [default: build/edge/PROFILE]",
 )
 @json_option
-def command(profile_name: str, what: str, shard: Path | None, out: Path | None, as_json: bool) -> None:
+def command(
+    profile_name: str, what: str, artifact: Path | None, shard: Path | None, out: Path | None, as_json: bool
+) -> None:
     """Build programs for a device class on this machine.
 
     Needs a checkout of fedmpq and the profile's compiler: `fedmpq profiles check NAME` says what is missing.
     """
     from fedmpq.firmware_profiles import load
-    from fedmpq.toolchain import edge, gateway, wheel
+    from fedmpq.toolchain import edge, gateway, image, wheel
 
     if shard is not None and what != "gateway":
         raise UsageError("--shard is for --what gateway")
+    if (artifact is not None) != (what == "firmware"):
+        raise UsageError("--artifact is for --what firmware, which needs one")
     profile = load(profile_name)
     folder = out or Path("build") / what / profile.name
     if what == "wheel":
         built = wheel.build(profile, folder)
+    elif artifact is not None:
+        with progress(f"compiling for {profile.name}", image.file_count(profile)) as advance:
+            built = image.build(profile, artifact, folder, advance)
     elif what == "gateway":
         with progress(f"compiling for {profile.name}", gateway.file_count(profile)) as advance:
             built = gateway.build(profile, folder, advance, shard=shard)
@@ -58,6 +72,8 @@ def command(profile_name: str, what: str, shard: Path | None, out: Path | None, 
     emulated = [profile.emulator.command, *profile.emulator.options] if profile.emulator.command else []
     if what == "gateway":
         emulated += gateway.line("tcp:127.0.0.1:5000")
+    if what == "firmware":
+        emulated += ["-nographic", "-semihosting-config", "enable=on,target=native", "-kernel"]
     result = {
         "profile": profile.name,
         "what": what,

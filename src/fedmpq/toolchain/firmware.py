@@ -36,7 +36,14 @@ SECTIONS
 
 
 def build(
-    profile: Profile, case: str, arena: int, batch: int, out: Path, advance: Callable[[int], None] = lambda _: None
+    profile: Profile,
+    case: str,
+    arena: int,
+    batch: int,
+    out: Path,
+    advance: Callable[[int], None] = lambda _: None,
+    *,
+    roomy: int = 0,
 ) -> Path:
     """Compiles and links; returns the ELF file.
 
@@ -47,6 +54,7 @@ def build(
         batch: samples of a step of that run.
         out: folder for objects and result.
         advance: told of each compiled file.
+        roomy: of the plan (fedmpq.edge_runtime.core.Plan).
 
     Raises:
         ConfigError: not a bare-metal profile.
@@ -62,7 +70,10 @@ def build(
             needed=arena + profile.board.stack,
             available=profile.available,
         )
-    given = {"FMPQ_CASE": f'"{case}"', "FMPQ_ARENA": arena, "FMPQ_BATCH": batch, "FMPQ_CLOCK": profile.board.clock}
+    given = {
+        "FMPQ_CASE": f'"{case}"', "FMPQ_ARENA": arena, "FMPQ_BATCH": batch, "FMPQ_CLOCK": profile.board.clock,
+        "FMPQ_RECOMPUTE": 1 + roomy,
+    }  # fmt: skip
     return program(profile, sources.ports(*PORTS), given, out, "firmware.elf", advance)
 
 
