@@ -39,6 +39,10 @@ class RunConfig:
         quorum_percent: share of the wanted updates with which a round may close at its deadline.
         deadline_s: seconds from configuring a round to its deadline.
         extensions: how often a deadline without quorum is moved before the run stops with an error.
+        late_rounds: rounds after its own in which an update that missed its deadline still counts, its weight halved
+            for each (buffered rounds); 0 drops it.
+        abort_percent: share of a round's devices that may refuse or be rejected before the run stops with an error.
+        retries: how often in a round a device is given a smaller plan when its memory has shrunk since it was measured.
         epochs, batch, micro_batch, act_bits, guard, momentum, momentum_q15, crop, flip, decay_bn, recompute: of the
             local training (docs/arithmetic.md).
         lr, lr_final, schedule: learning rate of the first and last round, and "constant", "cosine" or "linear" between.
@@ -72,6 +76,9 @@ class RunConfig:
     quorum_percent: int = 60
     deadline_s: float = 300.0
     extensions: int = 10
+    late_rounds: int = 0
+    abort_percent: int = 100
+    retries: int = 2
     epochs: int = 1
     batch: int = 64
     micro_batch: int | None = None
@@ -119,6 +126,11 @@ class RunConfig:
         for device, bits in self.budgets.items():
             if not 1 <= bits <= 8:
                 raise ConfigError(f"budgets: {device} has {bits} bits", "1 to 8 are possible")
+        if self.late_rounds and (self.aggregation != "changes" or self.robust != "none"):
+            raise ConfigError(
+                f"late_rounds = {self.late_rounds} needs aggregation = 'changes' and robust = 'none'",
+                "a late update is a change of an older model",
+            )
         if self.act_bits not in {4, 8}:
             raise ConfigError(f"act_bits = {self.act_bits}", "4 or 8")
 
@@ -182,6 +194,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "quorum_percent": (1, 100),
     "deadline_s": (0.001, 30 * 86400),
     "extensions": (0, 1_000_000),
+    "late_rounds": (0, 64),
+    "abort_percent": (1, 100),
+    "retries": (0, 8),
     "epochs": (1, 1000),
     "batch": (1, 4096),
     "micro_batch": (1, 4096),

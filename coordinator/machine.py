@@ -428,6 +428,10 @@ class Machine:
             return [self._ack(device, refusal.round, "refusal", payload, *reason)]
         detail = refusal.detail
         if refusal.reason == "memory":
+            smaller = rounds.replan(run, row, assignment, refusal.limit_bytes)
+            if smaller is not None:
+                return [self._ack(device, refusal.round, "refusal", payload, "", ""),
+                        *self._plan({**assignment, "plan": smaller})]  # fmt: skip
             detail = f"{refusal.planned_bytes} bytes planned, {refusal.limit_bytes} allowed; {detail}".rstrip("; ")
         with run.journal.transaction("refusal") as journal:
             journal.set_fields(
@@ -461,12 +465,18 @@ class Machine:
             # The answer got lost: say it again, whatever has happened to the round since.
             return [self._ack(device, update.round, "update", payload, earlier["reason"], earlier["detail"])]
         row, assignment, problem = self._owed(device, update.run, update.round)
+        late = run.late_work(update.round, device) if problem and update.run == run.config.run else None
+        if late is not None and not self.cancelled:
+            row, assignment, problem = *late, None
+            now = run.round_row()
+            if now is None or now["phase"] != "collect":
+                return []  # between two rounds: it will say it again, and count in the next
         if problem:
             self._note_verdict(update.round, device, ref, *problem)
             return [self._ack(device, update.round, "update", payload, *problem)]
         assert row is not None
         assert assignment is not None
-        if assignment["state"] != "assigned":
+        if assignment["state"] != "assigned" and late is None:
             problem = ("duplicate", f"the device has answered round {row['round']}: {assignment['state']}")
             self._note_verdict(update.round, device, ref, *problem)
             return [self._ack(device, update.round, "update", payload, *problem)]
@@ -517,6 +527,8 @@ class Machine:
         row = self.run.round_row()
         if pending is None or row is None or row["phase"] != "collect":
             return []
+        if pending.update.round != row["round"]:
+            row = {**row, "round": pending.update.round}
         try:
             pending.touched = self.run.clock()
             if not pending.add(chunk):
@@ -585,6 +597,9 @@ class Machine:
                     fields["final_bits"] = final = [layer.bits for layer in update.layers]
                     assignment = run.assignment(done.round, device)
                     assert assignment is not None
+                    if assignment["state"] == "missed":
+                        fields = self._fold(assignment, fields)
+                        reason, detail = str(fields["reason"]), str(fields["detail"])
                     fallen = [a - b for a, b in zip(assignment["bits"], final, strict=True)]
                     standing: dict[str, object] = {"fallen": fallen, "last_round": done.round, "rejects": 0}
                     standing["measured_bytes"] = update.measured_bytes
@@ -592,10 +607,30 @@ class Machine:
                 else:
                     journal.write("UPDATE devices SET rejects=rejects+1 WHERE device=?", device)
                 journal.set_fields("assignments", {"round": done.round, "device": device}, fields)
-                verdict = f"rejected:{reason}" if problem else "accepted"
+                verdict = f"rejected:{reason}" if reason else "accepted"
                 journal.verdict(done.at, done.round, device, "update", done.ref, verdict, detail)
                 out.append(self._ack(device, done.round, "update", done.payload, reason, detail))
         return out
+
+    def _fold(self, assignment: Row, fields: dict[str, object]) -> dict[str, object]:
+        """Gives a late update a place of its own in the present round, with what its age leaves of its weight.
+
+        Returns:
+            What becomes of the assignment that it missed.
+        """
+        run = self.run
+        row = run.round_row()
+        old = run.journal.row("SELECT * FROM rounds WHERE round=?", assignment["round"])
+        assert row is not None
+        assert old is not None
+        weight = rounds.late_weight(run, row, old, assignment)
+        if not weight:
+            return {"reason": "late", "detail": "the round's weights leave no room for it", "ref": fields["ref"]}
+        detail = f"trained in round {old['round']}, counted in round {row['round']}"
+        copied = ("device", "samples", "budget16", "bits", "planned_bytes", "plan_sha")
+        mine = {**{key: assignment[key] for key in copied}, **fields, "round": row["round"], "weight": weight}
+        run.journal.add_row("assignments", {**mine, "detail": detail})
+        return {"state": "folded", "ref": fields["ref"], "reason": "", "detail": ""}
 
     # --- small parts --------------------------------------------------------------------------------------------------
 

@@ -50,6 +50,10 @@ def select(run: RunState, previous: Row | None) -> bool:
     present = quarantine.free(run.journal, config.to_dict(), present, number)
     if not present:
         raise RoundError("every device is in quarantine", "see `fedmpq coordinator devices`")
+    if config.late_rounds:
+        query = "SELECT DISTINCT device FROM assignments WHERE state='missed' AND round>=?"
+        busy = {found["device"] for found in run.journal.rows(query, number - config.late_rounds)}
+        present = [row for row in present if row["device"] not in busy] or present
     target = min(config.per_round or len(present), len(present))
     asked = min(len(present), -(-target * (100 + config.over_selection) // 100))
     drawn = sorted(present, key=lambda row: _draw(config.seed, number, row["device"]))[:asked]
@@ -149,6 +153,7 @@ def plan_message(run: RunState, row: Row, device: str, allotment: Allotment, dea
         planned_bytes=allotment.planned_bytes,
         sent_ms=int(run.clock() * 1000),
         deadline_ms=int(deadline * 1000),
+        late_rounds=config.late_rounds,
     )
 
 
@@ -165,6 +170,13 @@ def may_close(run: RunState, row: Row) -> bool:
     states = {found["state"]: found["n"] for found in counted}
     accepted = states.get("accepted", 0)
     everyone = all(state in ANSWERED for state in states)
+    failed = sum(states.get(state, 0) for state in ("refused", "rejected"))
+    if failed * 100 > run.config.abort_percent * sum(states.values()):
+        raise RoundError(
+            f"round {row['round']}: {failed} of {sum(states.values())} devices refused or were rejected, more than "
+            f"abort_percent = {run.config.abort_percent}",
+            "see `fedmpq coordinator status`",
+        )
     if accepted >= row["target"] or (everyone and accepted):
         return True
     if everyone:
@@ -215,10 +227,17 @@ def aggregate_round(run: RunState, row: Row) -> None:
         return
     given = partial.RoundInput(run.program, run.blobs.get(row["base_model"]), run.config, row["round"])
     accepted = [a for a in run.assignments(row["round"]) if a["state"] == "accepted"]
+    late = [a for a in accepted if _trained_in(a) != row["round"]] if run.config.late_rounds else []
+    accepted = [a for a in accepted if a not in late]
     if run.sums is None:
         total = partial.add_all(run.layout, serving, given, (update_input(run, a) for a in accepted))
     else:
         total = run.sums(given, (update_input(run, a) for a in accepted), len(accepted))
+    for assignment in late:
+        old = run.journal.row("SELECT * FROM rounds WHERE round=?", _trained_in(assignment))
+        assert old is not None
+        before = partial.RoundInput(run.program, b"", run.config, old["round"])
+        total.merge(partial.add_all(run.layout, run.serving(old), before, [update_input(run, assignment)]))
     merged = total.finish(serving.model, pooled_variance=run.config.pooled_variance)
     model = run.blobs.put(_with_momentum(run, row, merged).to_bytes())
     with run.journal.transaction("aggregate") as journal:
@@ -228,6 +247,56 @@ def aggregate_round(run: RunState, row: Row) -> None:
             {"phase": "adjust", "next_model": model, "next_bits": total.mean_bits()},
         )
         journal.event(run.clock(), "aggregated", row["round"], detail=f"{total.clients} updates -> {model[:12]}")
+
+
+def _trained_in(assignment: Row) -> int:
+    """The round whose plan an accepted update followed."""
+    manifest = protocol.decode(topics.UPDATE, assignment["manifest"])
+    assert isinstance(manifest, protocol.Update)
+    return manifest.round
+
+
+def late_weight(run: RunState, row: Row, old: Row, assignment: Row) -> int:
+    """What a late update weighs in the present round: half for every round that it is late; 0 if none is left."""
+    raw = assignment["weight"] << old["weight_shift"]
+    weight = max(1, aggregate.scaled_weight(raw, row["weight_shift"]) >> (row["round"] - old["round"]))
+    (sums,) = run.journal.rows("SELECT SUM(weight) AS total FROM assignments WHERE round=?", row["round"])
+    return weight if (sums["total"] or 0) + weight <= aggregate.WEIGHT_TOTAL else 0
+
+
+def replan(run: RunState, row: Row, assignment: Row, limit: int) -> bytes | None:
+    """A smaller plan for a device whose memory has shrunk; None if nothing fits any more, or it was tried enough."""
+    device = run.device(assignment["device"])
+    assert device is not None
+    tried = run.journal.rows(
+        "SELECT id FROM events WHERE kind='replanned' AND round=? AND device=?", row["round"], assignment["device"]
+    )
+    if len(tried) >= run.config.retries or not 0 < limit < device["limit_bytes"]:
+        return None
+    name, room = device["device"], limit - device["extra_bytes"]
+    mean_bits = ints(row["mean_bits"]) or None
+    try:
+        allotment = run.allotter(row)(room, run.config.cap16(name), mean_bits, ints(device["fallen"]))
+    except BudgetError:
+        return None
+    plan = plan_message(run, row, name, allotment, row["deadline_at"])
+    fields: Row = {
+        "bits": list(allotment.bits),
+        "budget16": allotment.budget16,
+        "planned_bytes": allotment.planned_bytes,
+        "plan": protocol.encode(plan),
+        "plan_sha": plan.identity,
+    }
+    # Its weight may only fall: the round's bound on the sum of all weights was set with the first plan.
+    if assignment["budget16"]:
+        fields["weight"] = max(1, assignment["weight"] * min(allotment.budget16, assignment["budget16"])
+                               // assignment["budget16"])  # fmt: skip
+    with run.journal.transaction("replan") as journal:
+        journal.set_fields("devices", {"device": name}, {"limit_bytes": limit})
+        journal.set_fields("assignments", {"round": row["round"], "device": name}, fields)
+        detail = f"{limit} bytes are left of {device['limit_bytes']}: {allotment.planned_bytes} planned"
+        journal.event(run.clock(), "replanned", row["round"], name, detail)
+    return protocol.encode(plan)
 
 
 def _aggregate_robust(run: RunState, row: Row) -> None:

@@ -51,7 +51,7 @@ class RunState:
     sums: Summer | None = None
     referee: Referee | None = None
     traffic: dict[str, list[int]] = field(default_factory=dict)
-    _serving: Serving | None = None
+    _servings: dict[int, Serving] = field(default_factory=dict)
     _round: tuple[int, Row | None] = (-1, None)
     _noise: tuple[str, list[list[int]]] = ("", [])
 
@@ -136,6 +136,20 @@ class RunState:
         """One device."""
         return self.journal.row("SELECT * FROM devices WHERE device=?", device)
 
+    def late_work(self, update_round: int, device: str) -> tuple[Row, Row] | None:
+        """The closed round and assignment that an update of an earlier round may still answer; None if it is too late.
+
+        It is not where the device has been given a part in the present round.
+        """
+        row = self.round_row()
+        if row is None or not 0 < row["round"] - update_round <= self.config.late_rounds:
+            return None
+        old = self.journal.row("SELECT * FROM rounds WHERE round=?", update_round)
+        assignment = self.assignment(update_round, device)
+        if old is None or assignment is None or assignment["state"] != "missed" or assignment["plan"] is None:
+            return None
+        return None if self.assignment(row["round"], device) else (old, assignment)
+
     # --- models -------------------------------------------------------------------------------------------------
 
     def model(self, sha256: str) -> GlobalModel:
@@ -144,9 +158,12 @@ class RunState:
 
     def serving(self, row: Row) -> Serving:
         """The planes of a round."""
-        if self._serving is None or self._serving.round_no != row["round"]:
-            self._serving = Serving(self.model(row["base_model"]), self.config, row["round"], self.program)
-        return self._serving
+        number = row["round"]
+        if number not in self._servings:
+            self._servings[number] = Serving(self.model(row["base_model"]), self.config, number, self.program)
+            for old in [kept for kept in self._servings if not 0 <= number - kept <= self.config.late_rounds]:
+                del self._servings[old]
+        return self._servings[number]
 
     def allotter(self, row: Row | None) -> Allotter:
         """The policy, with the quantisation noise of a round's model where it needs it."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, ClassVar, Final
 
 import fedmpq
-from fedmpq.edge_runtime import faults, topics
+from fedmpq.edge_runtime import faults, memory, topics
 from fedmpq.edge_runtime.assignment import Assignment, printable
 from fedmpq.edge_runtime.backoff import Backoff
 from fedmpq.edge_runtime.chunks import WINDOW_BYTES, Chunk, bundles, chunk_count, encode_chunk, indices_of
@@ -251,11 +251,24 @@ class Agent:
         if before is None or (before.run, before.round, before.phase) != (state.run, state.round, state.phase):
             self._timer["plan"].reset()
             self._timer["plan"].hold(self._clock(), FIRST_S)
+            self._look_at_memory()
         self._round = state
         self.finished = state.phase in ("finished", "cancelled")
         if self.assignment is not None and not self._active(self.assignment.plan):
             log.info("round %d is over for this device", self.assignment.plan.round)
             self._drop()
+
+    def _look_at_memory(self) -> None:
+        """Between two rounds: a budget that has changed by more than an eighth is told."""
+        profile = None if self._profile is None else decode(topics.PROFILE, self._profile)
+        if not isinstance(profile, Profile):
+            return
+        budget = memory.measure(self.options.limits.memory).budget
+        if abs(budget - profile.budget_bytes) * 8 > profile.budget_bytes:
+            log.info("memory for training now %d bytes, %d before", budget, profile.budget_bytes)
+            self._profile = encode(replace(profile, budget_bytes=budget))
+            self._profile_settled = False
+            self._timer["profile"].reset()
 
     def _on_plan(self, plan: PlanMessage | FloatPlan, payload: bytes) -> None:
         known = self._plan
@@ -436,8 +449,16 @@ class Agent:
         return plan
 
     def _active(self, plan: PlanMessage | FloatPlan) -> bool:
+        """Whether work on a plan still counts: in its round, or for as many rounds after it as the plan says."""
         state = self._round
-        return state is not None and state.phase == "collect" and (state.run, state.round) == (plan.run, plan.round)
+        if state is None or state.run != plan.run:
+            return False
+        behind = state.round - plan.round
+        if behind == 0 and state.phase == "collect":
+            return True
+        in_time = 0 <= behind <= getattr(plan, "late_rounds", 0)
+        late = getattr(plan, "late_rounds", 0) > 0
+        return late and in_time and state.phase not in {"finished", "cancelled"} and not self._store.record.settled
 
     def _answered(self) -> bool:
         return self._store.record.update is not None

@@ -356,7 +356,8 @@ class PlanMessage:
 
     `client` is the device's number in the random key (seed, round, client, step); `lasso` has one fx for each weight
     layer or none at all; `eps_q16` is the pruning threshold in 1/65536 (0: no pruning); times are the coordinator's
-    Unix clock, so `deadline_ms - sent_ms` is the time allowed whatever the device's own clock says.
+    Unix clock, so `deadline_ms - sent_ms` is the time allowed whatever the device's own clock says. `late_rounds`: so
+    many rounds later the update still counts, with less weight, unless the device has been given another plan.
     """
 
     TYPE: ClassVar[str] = "plan"
@@ -377,6 +378,7 @@ class PlanMessage:
     planned_bytes: Annotated[int, _BYTES]
     sent_ms: Annotated[int, _MILLISECONDS]
     deadline_ms: Annotated[int, _MILLISECONDS]
+    late_rounds: Annotated[int, Int(0, 64)] = 0
 
     def check(self, where: str) -> None:
         """Refuse layers whose planes do not match their bits, and a Lasso of another number of layers."""

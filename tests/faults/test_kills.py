@@ -24,8 +24,10 @@ ROOT = Path(__file__).parents[2]
 #: Points of messages are passed hundreds of times and are all alike: so many of them are drawn.
 MESSAGES = 24
 DEVICE_KILLS = 100 if FULL else 6
-#: Transitions that no undisturbed run makes; the tests named in the second column kill there.
-RARE = {"extend", "refusal", "complaint", "damaged", "malformed", "failed", "refused-update", "other"}
+#: Transitions that no undisturbed run makes.
+RARE = {
+    "extend", "refusal", "complaint", "damaged", "malformed", "failed", "refused-update", "other", "control", "replan",
+}  # fmt: skip
 
 report: dict[str, object] = {}
 

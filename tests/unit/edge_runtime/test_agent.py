@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from fedmpq.edge_runtime import core, protocol, topics
 from fedmpq.edge_runtime.agent import PLAN_REQUESTS
 from fedmpq.edge_runtime.chunks import encode_chunk
+from fedmpq.edge_runtime.profile import Limits
 from fedmpq.edge_runtime.shard import write_shard
 from fedmpq.edge_runtime.trainer import core_plan
 from fedmpq.edge_runtime.transport import Disconnected, Incoming
@@ -354,3 +356,17 @@ def test_a_short_shard_trains_as_one_batch(tmp_path: Path) -> None:
 
 def test_the_net_of_these_tests_is_the_one_meant() -> None:
     assert len(core.Program(PROGRAM).weight_layers) == len(NET.layers) == 8
+
+
+def test_memory_that_has_changed_is_told_between_rounds(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, limit=10**8)
+    rig.coordinator.announce()
+    rig.until(lambda: bool(rig.coordinator.of(protocol.Profile)))
+    for budget, told in ((95 * 10**6, 1), (50 * 10**6, 2)):
+        rig.agent.options = dataclasses.replace(rig.agent.options, limits=Limits(budget))
+        rig.coordinator.announce(told, "waiting")
+        for _ in range(200):
+            rig.turn()
+        budgets = [profile.budget_bytes for profile in rig.coordinator.of(protocol.Profile)]
+        assert len(set(budgets)) == told, budgets
+    assert budgets[-1] == 50 * 10**6
