@@ -3,8 +3,8 @@
 With `tls` (what `fedmpq coordinator serve` gives it) Mosquitto takes only clients with a certificate of the fleet's
 authority, under the name in it, and lets each see and write its own topics. Without, both brokers listen in plain text.
 Mosquitto saves retained state and sessions once a minute: a killed one forgets what came since, and that is repeated.
-Saving at every change (`autosave_on_changes`) writes everything anew each time; with 1,000 devices it takes a whole core
-and the fleet stands still. Correctness never rests on the broker; its persistence only saves devices a repeat.
+Saving at every change (`autosave_on_changes`) writes everything anew each time: with 1,000 devices that takes a whole
+core, and the fleet stands still. Correctness never rests on the broker; its persistence only saves devices a repeat.
 """
 
 from __future__ import annotations
