@@ -93,7 +93,7 @@ def main() -> None:
     options.add_argument("--dir", type=Path, help="where the data directory lies")
     options.add_argument("--out", type=Path)
     asked = options.parse_args()
-    with tempfile.TemporaryDirectory(dir=asked.dir) as folder:
+    with tempfile.TemporaryDirectory(dir=asked.dir, ignore_cleanup_errors=True) as folder:
         result = measure(asked, Path(folder))
     print(json.dumps(result, indent=1))
     if asked.out is not None:

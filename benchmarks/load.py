@@ -114,13 +114,15 @@ class Device:
         self._packet(0x10, body)
         patterns = b"".join(struct.pack(">H", len(p)) + p.encode() + b"\1" for p in self.topics.for_device(self.name))
         ping = asyncio.get_running_loop().time() + KEEPALIVE_S / 2
+        reading: asyncio.Future[tuple[int, bytes]] | None = None
         try:
             while True:
                 now = asyncio.get_running_loop().time()
                 wait = max(0.0, min(ping, self.again_at) - now)
-                try:
-                    kind, data = await asyncio.wait_for(self._read(reader), wait)
-                except TimeoutError:
+                if reading is None:
+                    reading = asyncio.ensure_future(self._read(reader))
+                await asyncio.wait({reading}, timeout=wait)
+                if not reading.done():  # it goes on reading; the clock has something to do meanwhile
                     now = asyncio.get_running_loop().time()
                     if now >= ping:
                         self._packet(0xC0, b"")
@@ -128,6 +130,7 @@ class Device:
                     if now >= self.again_at:
                         self._repeat(now)
                     continue
+                (kind, data), reading = reading.result(), None
                 if kind >> 4 == 2:
                     if data[1]:
                         raise OSError(f"refused: {data[1]}")
@@ -144,10 +147,12 @@ class Device:
                         at += 2
                     self._receive(data[2 : 2 + size].decode(), data[at:])
         finally:
+            if reading is not None:
+                reading.cancel()
             writer.close()
 
     async def _read(self, reader: asyncio.StreamReader) -> tuple[int, bytes]:
-        """One packet. A read that is given up between packets loses nothing: the first byte comes alone."""
+        """One packet; never given up half-way."""
         (kind,) = await reader.readexactly(1)
         size, shift = 0, 0
         while True:

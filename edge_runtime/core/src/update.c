@@ -208,10 +208,12 @@ static void drop_top(fmpq_session *s, uint32_t r)
     if (rec->kind == FMPQ_CONV) {
         int32_t *rm = fmpq_params_i32(s, r, 2);
         int64_t *rv = fmpq_params_rv(s, r);
+        const int64_t rv_most = ((int64_t)1 << 47) - 1;
         k = fmpq_y_shift(rec, d->amax, l->n) - fmpq_y_shift(rec, d->amax, l->n - 1);
         for (uint32_t c = 0; c < rec->cout; c++) {
             rm[c] = (int32_t)fmpq_clamp64((int64_t)rm[c] * ((int64_t)1 << k), -0x7fffffff, 0x7fffffff);
-            rv[c] = fmpq_clamp64(rv[c] * ((int64_t)1 << (2 * k)), 0, ((int64_t)1 << 47) - 1);
+            /* a state that was loaded may hold anything: no product that does not fit */
+            rv[c] = rv[c] > rv_most >> (2 * k) ? rv_most : rv[c] < 0 ? 0 : rv[c] * ((int64_t)1 << (2 * k));
         }
     }
     l->n = (uint8_t)(l->n - 1);
