@@ -71,7 +71,9 @@ def test_program_predicts_what_the_module_predicts(name: str) -> None:
     assert logits.shape == (32, NETS_BY_NAME[name][2])
     error, size = (logits - expected).square().mean().sqrt(), expected.square().mean().sqrt()
     # many layers of an untrained net wash the signal out while each adds its rounding noise; a wrong layout gives 1.4
-    assert error < {"mobilenet": 0.8, "ds_cnn": 0.2, "sums": 0.2}.get(name, 0.1) * size, f"{name}: error {error:.4f} of {size:.4f}"
+    assert error < {"mobilenet": 0.8, "ds_cnn": 0.2, "sums": 0.2}.get(name, 0.1) * size, (
+        f"{name}: error {error:.4f} of {size:.4f}"
+    )
 
 
 @pytest.mark.parametrize("name", NETS_BY_NAME)
