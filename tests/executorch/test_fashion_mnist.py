@@ -29,4 +29,4 @@ def test_one_epoch_gives_the_same_model_and_accuracy(tmp_path: Path, capsys: pyt
     ]
     assert len({result["state"] for result in results}) == 1
     assert len({(result["test_accuracy"], result["test_loss"]) for result in results}) == 1
-    assert float(str(results[0]["test_accuracy"])) > 50
+    assert float(str(results[0]["test_accuracy"])) > 30  # of ten classes, after 40 steps
