@@ -135,6 +135,8 @@ def page(text: str, result: dict[str, Any]) -> str:
     """docs/arm.md with its tables as `result` has them."""
     for name, table in tables(result).items():
         begin, end = MARKS[name]
+        if begin not in text:
+            continue
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
         text = f"{before}{begin}\n{table}{end}{after}"
