@@ -1,8 +1,8 @@
 """A coordinator, a real Mosquitto and thousands of connected devices on one machine: time, bytes and memory.
 
-    python benchmarks/fleet.py round --devices 1000 --tls --out benchmarks/results/fleet-1000.json
-    python benchmarks/fleet.py idle --devices 5000 --out benchmarks/results/fleet-idle.json
-    python benchmarks/fleet.py soak --devices 20 --rounds 100 --out benchmarks/results/fleet-soak.json
+    python -m benchmarks.fleet round --devices 1000 --tls --out benchmarks/results/fleet-1000.json
+    python -m benchmarks.fleet idle --devices 5000 --out benchmarks/results/fleet-idle.json
+    python -m benchmarks.fleet soak --devices 20 --rounds 100 --out benchmarks/results/fleet-soak.json
 
 Devices speak the whole protocol; only training is replaced by updates recorded beforehand (`recorded.py`).
 """

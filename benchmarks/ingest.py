@@ -3,7 +3,7 @@
 Everything but the socket: the very bytes a broker would deliver go into the machine, and every verdict is on the disk
 before it is given. The time of the senders (this process as well) is not counted.
 
-    python benchmarks/ingest.py --devices 200 --out benchmarks/results/ingest.json
+    python -m benchmarks.ingest --devices 200 --out benchmarks/results/ingest.json
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def main() -> None:
     assert accepted == asked.devices
     assert done
     result = {
-        "command": f"python benchmarks/ingest.py --devices {asked.devices}", "model": "ResNet20, 32x32x3, 10 classes",
+        "command": f"python -m benchmarks.ingest --devices {asked.devices}", "model": "ResNet20, 32x32x3, 10 classes",
         "bits": asked.bits, "devices": asked.devices, "cores": os.cpu_count(),
         "update_bytes": round(sent / asked.devices),
         "together": asked.batch, "ingest_seconds": round(spent, 3), "ingest_cpu_seconds": round(cpu, 3),
