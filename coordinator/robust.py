@@ -13,7 +13,7 @@ came changes no bit:
 - ``referee``: `clip` over the clients whose updates do not harm. On images of its own (`Referee`) the coordinator
   compares the merged model with those that each client alone is left out of, and leaves out whoever raises the loss
   most, again and again, as long as that is by more than `MARGIN` and those left out hold no more than `trim_percent` of
-  the weight. The only rule that can tell flipped labels from rare classes; after Zeno (Xie et al. 2019), with leaving
+  the weight. Meant to tell flipped labels from rare classes; after Zeno (Xie et al. 2019), with leaving
   out instead of single updates. Its cost grows with the square of the number of clients: for rounds of a few dozen.
 
 Batch-norm parameters, statistics and the bias, few numbers in which every client moves every entry, are trimmed under
