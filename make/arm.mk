@@ -1,6 +1,6 @@
 # Cross builds and emulated runs. `make test-arm` proves the same bits on every processor; see docs/arm.md.
 
-ARM_PACKAGES := qemu-user-static qemu-system-arm gcc-arm-none-eabi libnewlib-arm-none-eabi
+ARM_PACKAGES := qemu-user qemu-user-static qemu-system-arm gcc-arm-none-eabi libnewlib-arm-none-eabi
 ARM_SHORT_PACKAGES := qemu-user-static
 
 .PHONY: arm-tools
