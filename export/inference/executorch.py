@@ -153,6 +153,7 @@ def runner(data: bytes) -> Callable[[Tensor], Tensor]:
     module: Any = _load_for_executorch_from_buffer(data)
 
     def run(images: Tensor) -> Tensor:
+        assert data, "the runtime reads the program's bytes in place: they live as long as this function"
         logits: Tensor = module.forward((images,))[0]
         return logits
 
