@@ -6,6 +6,7 @@ python benchmarks/render_performance.py --check    # exit 1 if the page is not w
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ def render(folder: Path = RESULTS) -> str:
         ("bench-memory.json", memory),
         ("bench-memory-resnet8.json", memory),
         ("bench-kernels.json", kernels),
+        ("targets.json", targets),
     ]
     parts = [page(json.loads((folder / name).read_text())) for name, page in pages if (folder / name).exists()]
     return "\n".join([HEAD, *parts, LIMITS]).rstrip() + "\n"
@@ -182,15 +184,29 @@ def kernels(result: dict[str, Any]) -> str:
             "" if entry["peak_fraction"] is None else f"{100 * entry['peak_fraction']:.0f}",
         ]
         for entry in result["layers"]
+        if entry["stride"] == 1
     ]  # fmt: skip
     return "\n".join(
         [
             "## Layer by layer\n",
             command(f"kernels --model {result['model']} --bits {result['bits']}"),
-            "A whole layer: convolution, batch-norm, requantisation; both backward convolutions and the update.\n",
+            (
+                "A whole layer: convolution, batch-norm, requantisation; both backward convolutions and update. Times "
+                "are differences of programs with and without the layer, so one that shrinks the map is left out.\n"
+            ),
             table(["layer", "times", "forward, ms", "step, ms", "M MAC a sample", "of peak, %"], rows),
         ]
     )
+
+
+def targets(result: dict[str, Any]) -> str:
+    """The targets of `fedmpq export` beside the native core, as in docs/executorch.md."""
+    spec = importlib.util.spec_from_file_location("render_targets", Path(__file__).with_name("render_targets.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return f"## Export targets\n\n{module.table(result)}"
 
 
 LIMITS = """\
@@ -203,6 +219,8 @@ LIMITS = """\
   of the whole batch do not stand in between.
 - **Against ONNX Runtime training.** It reaches a good part of the fp32 peak of the same core with one thread. Ten
   times its speed would be more than half of the int8 peak over the *whole* step, element-wise passes included.
+- **Two threads.** Merging errors, packing weights and updating them run on one thread, and both threads share the
+  way to memory.
 - **A batch of one.** Unpacking planes to bytes and packing them again costs the most next to the convolutions, as
   each weight is used for one image only.
 - **Memory at a batch of one.** ResNet8 peaks in the first stage: x̂ of the layers before, one error map of two

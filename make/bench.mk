@@ -12,4 +12,6 @@ bench: setup  ## measure speed and memory beside other trainers; writes benchmar
 	$(BIN)/fedmpq bench memory --model resnet20 --bits 4 --batch 1,64 --json > $(RESULTS)/bench-memory.json
 	$(BIN)/fedmpq bench memory --model resnet8 --bits 4 --batch 1,64 --json > $(RESULTS)/bench-memory-resnet8.json
 	$(BIN)/fedmpq bench kernels --model resnet20 --bits 4 --json > $(RESULTS)/bench-kernels.json
+	$(BIN)/fedmpq bench targets --model resnet8 --batch 16 --repetitions 5 --seconds 1 --json > $(RESULTS)/targets.json
+	$(BIN)/python benchmarks/render_targets.py
 	$(BIN)/python benchmarks/render_performance.py

@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include <fmpq/pool.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 typedef void (*task_fn)(void *arg, uint32_t task, uint32_t worker);
@@ -11,7 +12,9 @@ struct fmpq_threads {
     pthread_cond_t start, done;
     task_fn fn;
     void *arg;
-    uint32_t tasks, next, busy, generation, stop, n;
+    uint32_t tasks, n;
+    atomic_uint next, busy, generation, stop;
+    int caller_sleeps; /* under the lock */
     pthread_t thread[64];
 };
 
@@ -20,17 +23,44 @@ struct worker_arg {
     uint32_t worker;
 };
 
+/* A step hands out work more than a hundred times, a few hundred microseconds each: waking a sleeping thread would take a good part of
+ * that, so everybody looks for a while before going to sleep. */
+#define LOOKS 4000
+
+static void breathe(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
 static void work(fmpq_threads *p, uint32_t worker)
 {
     for (;;) {
-        uint32_t task;
-        pthread_mutex_lock(&p->lock);
-        task = p->next < p->tasks ? p->next++ : p->tasks;
-        pthread_mutex_unlock(&p->lock);
+        const uint32_t task = atomic_fetch_add(&p->next, 1);
         if (task >= p->tasks)
             return;
         p->fn(p->arg, task, worker);
     }
+}
+
+/* until the next call; 0 to end */
+static int wait_for_work(fmpq_threads *p, uint32_t seen)
+{
+    for (int i = 0; i < LOOKS; i++) {
+        if (atomic_load(&p->stop))
+            return 0;
+        if (atomic_load(&p->generation) != seen)
+            return 1;
+        breathe();
+    }
+    pthread_mutex_lock(&p->lock);
+    while (atomic_load(&p->generation) == seen && !atomic_load(&p->stop))
+        pthread_cond_wait(&p->start, &p->lock);
+    pthread_mutex_unlock(&p->lock);
+    return !atomic_load(&p->stop);
 }
 
 static void *run_worker(void *arg)
@@ -39,39 +69,42 @@ static void *run_worker(void *arg)
     fmpq_threads *p = w.pool;
     uint32_t seen = 0;
     free(arg);
-    pthread_mutex_lock(&p->lock);
-    for (;;) {
-        while (p->generation == seen && !p->stop)
-            pthread_cond_wait(&p->start, &p->lock);
-        if (p->stop)
-            break;
-        seen = p->generation;
-        pthread_mutex_unlock(&p->lock);
+    while (wait_for_work(p, seen)) {
+        seen = atomic_load(&p->generation);
         work(p, w.worker);
-        pthread_mutex_lock(&p->lock);
-        if (--p->busy == 0)
-            pthread_cond_signal(&p->done);
+        if (atomic_fetch_sub(&p->busy, 1) == 1) {
+            pthread_mutex_lock(&p->lock);
+            if (p->caller_sleeps)
+                pthread_cond_signal(&p->done);
+            pthread_mutex_unlock(&p->lock);
+        }
     }
-    pthread_mutex_unlock(&p->lock);
     return NULL;
 }
 
 static void run(void *ctx, task_fn fn, void *arg, uint32_t tasks)
 {
     fmpq_threads *p = ctx;
-    pthread_mutex_lock(&p->lock);
+    /* nobody works now: the last call waited for all */
     p->fn = fn;
     p->arg = arg;
     p->tasks = tasks;
-    p->next = 0;
-    p->busy = p->n - 1;
-    p->generation++;
+    atomic_store(&p->next, 0);
+    atomic_store(&p->busy, p->n - 1);
+    pthread_mutex_lock(&p->lock);
+    atomic_fetch_add(&p->generation, 1);
     pthread_cond_broadcast(&p->start);
     pthread_mutex_unlock(&p->lock);
     work(p, 0);
+    for (int i = 0; i < LOOKS && atomic_load(&p->busy); i++)
+        breathe();
+    if (!atomic_load(&p->busy))
+        return;
     pthread_mutex_lock(&p->lock);
-    while (p->busy)
+    p->caller_sleeps = 1;
+    while (atomic_load(&p->busy))
         pthread_cond_wait(&p->done, &p->lock);
+    p->caller_sleeps = 0;
     pthread_mutex_unlock(&p->lock);
 }
 
@@ -107,7 +140,7 @@ void fmpq_threads_free(fmpq_threads *p)
     if (!p)
         return;
     pthread_mutex_lock(&p->lock);
-    p->stop = 1;
+    atomic_store(&p->stop, 1);
     pthread_cond_broadcast(&p->start);
     pthread_mutex_unlock(&p->lock);
     for (uint32_t i = 1; i < p->n; i++)

@@ -9,13 +9,31 @@ static void merge_shifts(const fmpq_tensor_error *a, int32_t ex2, int32_t mx2, i
     *s2 = *xo - ex2;
 }
 
+typedef struct merge_pass {
+    const fmpq_session *s;
+    int16_t *e1;
+    const int16_t *e2;
+    uint32_t size;
+    int32_t s1, s2;
+    int32_t top[64]; /* a worker each (fmpq_plan.threads is at most 64) */
+} merge_pass;
+
+static void merge_part(void *arg, uint32_t part, uint32_t worker)
+{
+    merge_pass *f = arg;
+    const uint32_t step = f->size / f->s->count, at = part * step;
+    const int32_t top = f->s->k->merge(f->e1 + at, f->e2 + at, step, f->s1, f->s2);
+    f->top[worker] = top > f->top[worker] ? top : f->top[worker];
+}
+
 /* error of tensor t += other (same shape) */
 static void merge_same(fmpq_session *s, uint32_t t, uint32_t other, int32_t ex2, int32_t mx2, uint32_t size)
 {
     fmpq_tensor_error *a = &s->err[t];
     int16_t *e1 = (int16_t *)(void *)(s->base + a->offset);
     const int16_t *e2 = (const int16_t *)(const void *)(s->base + other);
-    int32_t xo, s1, s2;
+    merge_pass f;
+    int32_t xo;
     if (!mx2)
         return;
     if (!a->mx) {
@@ -24,8 +42,16 @@ static void merge_same(fmpq_session *s, uint32_t t, uint32_t other, int32_t ex2,
         a->mx = mx2;
         return;
     }
-    merge_shifts(a, ex2, mx2, &xo, &s1, &s2);
-    a->mx = s->k->merge(e1, e2, size, s1, s2);
+    memset(&f, 0, sizeof(f));
+    f.s = s;
+    f.e1 = e1;
+    f.e2 = e2;
+    f.size = size;
+    merge_shifts(a, ex2, mx2, &xo, &f.s1, &f.s2);
+    fmpq_run(s, merge_part, &f, s->count);
+    a->mx = 0;
+    for (uint32_t k = 0; k < s->plan.threads; k++)
+        a->mx = f.top[k] > a->mx ? f.top[k] : a->mx;
     a->ex = xo;
 }
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("fedmpq.cli.export:command", "Compile a PyTorch model into an artifact for a budget."),
-    "inspect": ("fedmpq.cli.inspect:command", "Show layers, bits, MACs, bytes and hashes of an artifact, or what of a model can be exported."),
+    "inspect": (
+        "fedmpq.cli.inspect:command",
+        "Show what an artifact holds, or what of a model can be exported.",
+    ),
     "plan": ("fedmpq.cli.plan:command", "Show the exact memory that training would take."),
     "train": ("fedmpq.cli.train:command", "Train an artifact on this machine, without a network."),
     "device": ("fedmpq.cli.device:command", "Profile this device or run it as a member of a fleet."),

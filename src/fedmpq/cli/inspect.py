@@ -20,7 +20,7 @@ SKIPS = {0: "", 1: "identity", 2: "option A", 3: "concat"}
 @model_options
 @json_option
 def command(model: str, as_json: bool, **options: Any) -> None:
-    """Show layers, bits, MACs, bytes and hashes of an artifact, or what of a model can be exported.
+    """Show what an artifact holds, or what of a model can be exported.
 
     MODEL is an artifact, a .pte that `fedmpq export --target executorch` wrote, or a model as in `fedmpq export`: then
     the coverage of its operations comes first, and the bytes are those of `fedmpq export` with its defaults.
