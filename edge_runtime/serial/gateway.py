@@ -84,6 +84,9 @@ class GatewayAgent(Agent):
             version=fedmpq.__version__,
         )
 
+    def _look_at_memory(self) -> None:
+        """The board's memory is its own and stays as it is; that of the gateway's machine says nothing."""
+
     def _assign(self, plan: Any) -> Assignment:
         limits = Limits(self._budget(plan.settings), 1)
         return RemoteAssignment(plan, self._core, self._program, self._store, self._samples, limits)

@@ -82,7 +82,7 @@ def test_a_changed_configuration_is_refused_by_its_key(done: tuple[Path, dict[st
     out, _ = done
     with pytest.raises(ConfigError, match=r"was run with scale = 'mse', not 'max'"):
         played(out, settings={"scale": "max"})
-    with pytest.raises(ConfigError, match=r"was run with scale = 'mse', not 'max'"):
+    with pytest.raises(ConfigError, match=r"was run with policy = 'walk', not 'literal'"):
         played(out, paper_literal=True)
     with pytest.raises(ConfigError, match=r"was run with setting.train = 96, not 90"):
         played(out, [replace(CELLS[0], setting=replace(SETTING, train=90))])
