@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from fedmpq.coordinator.blobs import BlobStore
+from fedmpq.coordinator.blobs import BlobStore, sync
 from fedmpq.coordinator.journal import FILE, LOCK, Journal
 from fedmpq.errors import StateError, UsageError
 
@@ -63,7 +62,7 @@ def backup(directory: Path, out: Path) -> dict[str, Any]:
     finally:
         journal.close()
         shutil.rmtree(temporary, ignore_errors=True)
-    _sync(out.parent)
+    sync(out.parent)
     return {"directory": str(directory), "backup": str(out), **facts}
 
 
@@ -98,11 +97,3 @@ def _copy_blobs(directory: Path, to: Path) -> dict[str, Any]:
         target.put(data)
     where = {"round": row["round"], "phase": row["phase"]} if row else {"round": 0, "phase": "waiting"}
     return {**where, "blobs": len(names), "bytes": size}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -97,11 +97,11 @@ class BlobStore:
         """Until files or folders are on the disk. Several wait together: the disk serves them in one go."""
         if len(paths) < 2:
             for path in paths:
-                _sync(path)
+                sync(path)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(8, "fedmpq-sync")
-        for _ in self._pool.map(_sync, paths):
+        for _ in self._pool.map(sync, paths):
             pass
 
     def get(self, sha256: str) -> bytes:
@@ -137,7 +137,8 @@ class BlobStore:
         return removed
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -8,13 +8,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import struct
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fedmpq.coordinator.fixed import Fx, norm
 from fedmpq.edge_runtime.protocol import Settings
 from fedmpq.errors import ConfigError
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A file in TOML; ConfigError names the file, and the line that cannot be read."""
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path}: {error}") from None
 
 
 def fx_of(value: float) -> Fx:

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from fedmpq.coordinator import planes
 from fedmpq.coordinator.config import RunConfig
 from fedmpq.coordinator.engine import Engine
 from fedmpq.coordinator.global_model import GlobalModel
+from fedmpq.edge_runtime.shard import Images
 from fedmpq.errors import DataError
-
-
-class Images(Protocol):
-    """Labelled images: an `edge_runtime.shard.Shard`, for example."""
-
-    count: int
-    shape: tuple[int, int, int]
-    classes: int
-
-    def images(self, start: int, stop: int) -> memoryview:
-        """Images start..stop-1 as bytes."""
-
-    def labels(self, start: int, stop: int) -> memoryview:
-        """Labels start..stop-1 as uint16."""
 
 
 class TestSet:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fedmpq.coordinator.evaluate import Images
 from fedmpq.coordinator.layout import LayerShape, Layout
 from fedmpq.coordinator.source import DataShape, Source, module_of
 from fedmpq.edge_runtime import container
 from fedmpq.edge_runtime.ort import augment, bundle, engine
 from fedmpq.edge_runtime.ort.engine import Floats
+from fedmpq.edge_runtime.shard import Images
 from fedmpq.errors import ConfigError, DataError
 
 

@@ -12,11 +12,11 @@ from fedmpq.coordinator import admission, evaluate, layout, source, strategies
 from fedmpq.coordinator.admission import PlanBytes
 from fedmpq.coordinator.config import RunConfig
 from fedmpq.coordinator.engine import Engine
-from fedmpq.coordinator.evaluate import Images
 from fedmpq.coordinator.layout import Layout
 from fedmpq.coordinator.machine import Machine
 from fedmpq.coordinator.run_state import RunState
 from fedmpq.coordinator.source import DataShape, Source
+from fedmpq.edge_runtime.shard import Images
 from fedmpq.errors import ConfigError
 
 

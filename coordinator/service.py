@@ -15,7 +15,7 @@ from fedmpq.coordinator import enrolment, evaluate, kinds, partial, strategies
 from fedmpq.coordinator.blobs import BlobStore
 from fedmpq.coordinator.broker import LOOPBACK, BrokerTls, ManagedBroker
 from fedmpq.coordinator.clock import SteadyClock
-from fedmpq.coordinator.config import RunConfig
+from fedmpq.coordinator.config import RunConfig, read_toml
 from fedmpq.coordinator.engine import Engine
 from fedmpq.coordinator.enrolment import Enrolment
 from fedmpq.coordinator.gate import Gate
@@ -283,14 +283,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """A configuration file in TOML; ConfigError names file and line, or the key."""
-    import tomllib
-
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path}: {error}") from None
+    values = read_toml(path)
     try:
         RunConfig.from_dict({key: value for key, value in values.items() if key != "strategy"})
     except ConfigError as error:

@@ -20,12 +20,13 @@ from fedmpq.coordinator.admission import PlanBytes, planner_of
 from fedmpq.coordinator.attacks import Attack
 from fedmpq.coordinator.config import RunConfig
 from fedmpq.coordinator.engine import Engine
-from fedmpq.coordinator.evaluate import Images, TestSet
+from fedmpq.coordinator.evaluate import TestSet
 from fedmpq.coordinator.machine import Machine
 from fedmpq.coordinator.run_state import RunState
 from fedmpq.coordinator.source import Source
 from fedmpq.coordinator.virtual import Trained, VirtualDevice, route, train
 from fedmpq.edge_runtime.protocol import MAX_BITS, PlanMessage
+from fedmpq.edge_runtime.shard import Images
 from fedmpq.edge_runtime.trainer import Samples
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self, TypeAlias
+from typing import BinaryIO, Protocol, Self, TypeAlias
 
 from fedmpq.errors import DataError
 
@@ -45,6 +45,20 @@ MAX_CHANNELS = 16
 MAX_CLASSES = 1024
 _HASH_AT = 64
 _CHUNK = 1 << 18
+
+
+class Images(Protocol):
+    """Labelled images: a `Shard`, for example."""
+
+    count: int
+    shape: tuple[int, int, int]
+    classes: int
+
+    def images(self, start: int, stop: int) -> memoryview:
+        """Images start..stop-1 as bytes, NHWC."""
+
+    def labels(self, start: int, stop: int) -> memoryview:
+        """Labels start..stop-1 as uint16."""
 
 
 class ShardError(DataError):

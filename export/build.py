@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from typing import Any
 
 import fedmpq
 from fedmpq.edge_runtime import core
-from fedmpq.edge_runtime.artifact import Artifact
+from fedmpq.edge_runtime.artifact import PLAN_FIELDS, Artifact
 from fedmpq.edge_runtime.weights import LayerBlobs
 from fedmpq.export.budget import average_bits
 from fedmpq.export.model import CompiledModel
@@ -60,9 +59,9 @@ def with_states(
         LayerBlobs(s.bits, s.guard, s.step, theta, tuple(map(bytes, s.planes)), bytes(s.params))
         for s, theta in zip(states, thetas, strict=True)
     )
-    fields = asdict(replace(plan, bits=tuple(s.bits for s in states), micro_batch=plan.micro_batch or plan.batch))
-    del fields["roomy"]  # how a board spends its memory is its own choice
-    return Artifact(program, layers, {**fields, "bits": list(fields["bits"])}, manifest)
+    fields = {name: getattr(plan, name) for name in PLAN_FIELDS}
+    fields.update(bits=[s.bits for s in states], micro_batch=plan.micro_batch or plan.batch)
+    return Artifact(program, layers, fields, manifest)
 
 
 def plan_of(artifact: Artifact) -> core.Plan:

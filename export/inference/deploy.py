@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpq.edge_runtime import container, core
 from fedmpq.edge_runtime.artifact import Artifact
+from fedmpq.edge_runtime.shard import Images
 from fedmpq.errors import DataError
 from fedmpq.export.build import open_session, plan_of, states_of
 from fedmpq.export.inference.folded import Folded, fold
@@ -22,20 +23,6 @@ FORMS = ("onnx", "pytorch", "executorch")
 Pictures = NDArray[np.uint8]
 #: Images u8 [N, C, H, W] to logits [N, classes].
 Predict = Callable[[Pictures], NDArray[Any]]
-
-
-class Images(Protocol):
-    """Labelled images: a shard, for example."""
-
-    count: int
-    shape: tuple[int, int, int]
-    classes: int
-
-    def images(self, start: int, stop: int) -> memoryview:
-        """Images start..stop-1 as bytes, NHWC."""
-
-    def labels(self, start: int, stop: int) -> memoryview:
-        """Labels start..stop-1 as uint16."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fedmpq.cli._common import human_bytes, note, print_table
 
 if TYPE_CHECKING:
     from fedmpq.edge_runtime.artifact import Artifact
-    from fedmpq.export.inference.deploy import Images
+    from fedmpq.edge_runtime.shard import Images
 
 FORMS = ("onnx", "pytorch", "executorch")
 

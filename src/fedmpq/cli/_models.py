@@ -137,77 +137,41 @@ def take_plan(arguments: dict[str, Any]) -> PlanOptions:
 
 
 @dataclass(frozen=True)
-class ChosenModel:
-    """A module and what its images are.
+class LoadedModel:
+    """A module that is about to be compiled, with what its options say about its images.
 
     Attributes:
-        module: of a name, with initial weights.
+        name: as given.
+        module: of that name, with initial weights.
         shape: channels, height, width.
         classes: outputs.
-        mean: of the channels, in pixels.
-        crop_pad: padding of the random crop.
+        mean: of the channels, in whole pixels.
+        options: as given.
     """
-
-    module: nn.Module
-    shape: tuple[int, int, int]
-    classes: int
-    mean: list[int]
-    crop_pad: int
-
-
-def choose_model(name: str, options: ModelOptions) -> ChosenModel:
-    """The module of a name and its options.
-
-    Raises:
-        UsageError: --data contradicts --input or --classes.
-        ModelError: no such model, or it cannot be built.
-    """
-    import torch
-
-    from fedmpq.export import resolve
-
-    shape, classes, mean = options.input, options.classes, options.mean
-    if options.data is not None:
-        from fedmpq.cli._common import progress
-        from fedmpq.data import load
-
-        data = load(options.data, report=progress)
-        height, width, channels = data.shape
-        if shape not in {None, (channels, height, width)}:
-            raise UsageError(f"--input {_x(shape)} contradicts --data {options.data}: {channels}x{height}x{width}")
-        if classes is not None and classes < len(data.classes):
-            raise UsageError(f"--classes {classes} are fewer than the {len(data.classes)} of --data {options.data}")
-        shape = (channels, height, width)
-        classes = classes or len(data.classes)
-        mean = mean or tuple(map(float, data.mean))
-    shape = shape or (3, 32, 32)
-    torch.manual_seed(options.seed)
-    module = resolve(name, num_classes=classes or 10, in_channels=shape[0])
-    pad = min(16, min(shape[1:]) // 8) if options.crop_pad is None else options.crop_pad
-    return ChosenModel(module, shape, classes or 10, [round(value) for value in mean or (128,)], pad)
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A module that is about to be compiled, with what its options say about its images."""
 
     name: str
     module: nn.Module
     shape: tuple[int, int, int]
-    mean: tuple[float, ...]
+    classes: int
+    mean: list[int]
     options: ModelOptions
+
+    @property
+    def crop_pad(self) -> int:
+        """Padding of the random crop."""
+        pad = self.options.crop_pad
+        return min(16, min(self.shape[1:]) // 8) if pad is None else pad
 
     def compile(self) -> CompiledModel:
         """The compiled model (ModelError, see `fedmpq.export.from_module`)."""
         from fedmpq.export import from_module
 
-        pad = self.options.crop_pad
         return from_module(
             self.module,
             self.shape,
-            mean=[round(value) for value in self.mean],
+            mean=self.mean,
             std=self.options.std,
-            crop_pad=min(16, min(self.shape[1:]) // 8) if pad is None else pad,
+            crop_pad=self.crop_pad,
             name=self.name,
         )
 
@@ -245,7 +209,7 @@ def load_model(name: str, options: ModelOptions) -> LoadedModel:
     shape = shape or (3, 32, 32)
     torch.manual_seed(options.seed)
     module = resolve(name, num_classes=classes or 10, in_channels=shape[0])
-    return LoadedModel(name, module, shape, mean or (128.0,), options)
+    return LoadedModel(name, module, shape, classes or 10, [round(value) for value in mean or (128,)], options)
 
 
 def choose_plan(program: core.Program, options: PlanOptions, base: core.Plan | None = None) -> Choice:

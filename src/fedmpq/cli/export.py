@@ -12,10 +12,10 @@ from fedmpq.cli._deploy import deploy, inference_option, print_forms
 from fedmpq.cli._models import (
     MODEL_HELP,
     ModelOptions,
-    choose_model,
     choose_plan,
     compile_model,
     is_artifact,
+    load_model,
     model_options,
     notice_unfit,
     plan_options,
@@ -139,7 +139,7 @@ def _ort_training(model: str, choice: ModelOptions, out: Path | None) -> dict[st
     from fedmpq.edge_runtime.ort import bundle
     from fedmpq.export import ort_training
 
-    chosen = choose_model(model, choice)
+    chosen = load_model(model, choice)
     channels, height, width = chosen.shape
     image = (height, width, channels)
     data = ort_training.build(

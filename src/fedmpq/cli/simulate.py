@@ -17,14 +17,9 @@ def _from_file(ctx: click.Context, param: click.Parameter, path: Path | None) ->
     """Makes the file's values the defaults of the other options; ConfigError names file and key."""
     if path is None:
         return None
-    import tomllib
+    from fedmpq.coordinator.config import read_toml
 
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path}: {error}") from None
+    values = read_toml(path)
     known = {option.name: option for option in ctx.command.params if option.name != param.name}
     keys = {key.replace("-", "_"): value for key, value in values.items()}
     if "set" in keys:

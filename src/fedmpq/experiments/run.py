@@ -73,8 +73,12 @@ def run(
     """
     config = config_of(name, prepared, settings or {}, paper_literal=paper_literal)
     claim(folder, prepared.setting)
-    go = _float if name in strategies.FLOAT_STRATEGIES else _integer
-    found = go(config, prepared, folder, engine, workers, ray, progress, say)
+    if name not in strategies.FLOAT_STRATEGIES:
+        found = _integer(config, prepared, folder, engine, workers, ray, progress, say)
+    elif ray:
+        raise UsageError(f"--ray works with systems that train in integers, not with {name}")
+    else:
+        found = _float(config, prepared, folder, progress, say)
     rounds = found["rounds"]
     return {
         "strategy": name,
@@ -149,16 +153,10 @@ def _float(
     config: RunConfig,
     prepared: Prepared,
     folder: Path,
-    engine: str,
-    workers: int,
-    ray: str,
     progress: Progress,
     say: Callable[[str], object],
 ) -> dict[str, Any]:
     """A full-precision system, in PyTorch."""
-    del engine, workers
-    if ray:
-        raise UsageError(f"--ray works with systems that train in integers, not with {config.strategy}")
     if prepared.setting.attack is not None:
         raise UsageError(f"--attack works with systems that train in integers, not with {config.strategy}")
     origin = _origin(config, prepared)
