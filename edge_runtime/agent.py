@@ -119,6 +119,8 @@ class Agent:
         self._program_fetch: Fetch | None = None
         self._profile: bytes | None = None
         self._profile_settled = False
+        #: Arena bytes that this run's trials showed to be the most; None where they found no such bound.
+        self._ceiling: int | None = None
         self._last_need: tuple[bytes, float] = (b"", float("-inf"))
         self._timer = {
             name: Backoff(FIRST_S, MOST_S, self._rng) for name in ("program", "profile", "blobs", "answer", "plan")
@@ -264,6 +266,8 @@ class Agent:
         if not isinstance(profile, Profile):
             return
         budget = memory.measure(self.options.limits.memory).budget
+        if self._ceiling is not None:
+            budget = min(budget, self._ceiling)  # free memory does not make a width run that could not
         if abs(budget - profile.budget_bytes) * 8 > profile.budget_bytes:
             log.info("memory for training now %d bytes, %d before", budget, profile.budget_bytes)
             self._profile = encode(replace(profile, budget_bytes=budget))
@@ -413,7 +417,7 @@ class Agent:
 
     def _make_profile(self, coord: CoordState) -> Profile | FloatProfile:
         assert isinstance(coord.job, Job)
-        return make_profile(
+        profile, self._ceiling = make_profile(
             self._core,
             self.options.device,
             coord.run,
@@ -423,6 +427,7 @@ class Agent:
             self.options.limits,
             self._trials,
         )
+        return profile
 
     def _blobs_of(self, plan: Any) -> set[str]:
         """The blobs a plan names."""

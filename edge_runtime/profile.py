@@ -71,10 +71,10 @@ def trials_in_process(core: Any, program_file: Path, settings: Settings, budget:
     return sizes, memory.status("VmHWM")
 
 
-def budget_of(found: memory.Memory, sizes: tuple[PlanSize, ...]) -> int:
-    """The budget after the trials: where a width that was planned to fit could not be run, below that width."""
-    failed = [size.planned_bytes for size in sizes if size.measured_bytes is None]
-    return min([found.budget, *(planned - 1 for planned in failed)])
+def ceiling_of(budget: int, sizes: tuple[PlanSize, ...]) -> int | None:
+    """Bytes below the smallest width that was planned to fit `budget` and yet could not be run; None if all could."""
+    failed = [size.planned_bytes for size in sizes if size.measured_bytes is None and size.planned_bytes <= budget]
+    return min(failed) - 1 if failed else None
 
 
 def make_profile(
@@ -86,16 +86,22 @@ def make_profile(
     samples: int,
     limits: Limits,
     trials: Callable[[Any, Path, Settings, int, int], Trials] = trials_in_child,
-) -> Profile:
-    """Measure this device against a program; `samples` is the size of its shard."""
+) -> tuple[Profile, int | None]:
+    """Measures this device against a program; `samples` is the size of its shard.
+
+    Returns:
+        The profile, its budget lowered where a width failed that was planned to fit, and that bound (`ceiling_of`):
+        it holds for every later budget as well.
+    """
     found = memory.measure(limits.memory)
     sizes, peak = trials(core, program_file, settings, found.budget, limits.threads)
-    return Profile(
+    ceiling = ceiling_of(found.budget, sizes)
+    profile = Profile(
         device=device,
         run=run,
         program=core.Program(program_file.read_bytes()).sha256,
         samples=samples,
-        budget_bytes=budget_of(found, sizes),
+        budget_bytes=found.budget if ceiling is None else ceiling,
         limit_source=found.source,
         ram_bytes=found.ram,
         available_bytes=found.available,
@@ -108,3 +114,4 @@ def make_profile(
         threads=limits.threads,
         version=fedmpq.__version__,
     )
+    return profile, ceiling

@@ -163,9 +163,10 @@ class Rig:
 
     def make_agent(self, options: Options) -> Agent:
         """The agent of a process that trains itself."""
-        return Agent(
-            options, self.link, self.store, Shard(self.shard), core, clock=self.clock, trials=trials_in_process
-        )
+        return Agent(options, self.link, self.store, Shard(self.shard), core, clock=self.clock, trials=self.trials)
+
+    #: How the device measures widths.
+    trials = staticmethod(trials_in_process)
 
     def kill(self) -> None:
         """End the process as kill -9 does: nothing is said, nothing is flushed."""

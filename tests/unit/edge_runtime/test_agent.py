@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedmpq.edge_runtime import core, protocol, topics
 from fedmpq.edge_runtime.agent import PLAN_REQUESTS
 from fedmpq.edge_runtime.chunks import encode_chunk
-from fedmpq.edge_runtime.profile import Limits
+from fedmpq.edge_runtime.profile import Limits, Trials, trials_in_process
 from fedmpq.edge_runtime.shard import write_shard
 from fedmpq.edge_runtime.trainer import core_plan
 from fedmpq.edge_runtime.transport import Disconnected, Incoming
@@ -370,3 +371,24 @@ def test_memory_that_has_changed_is_told_between_rounds(tmp_path: Path) -> None:
         budgets = [profile.budget_bytes for profile in rig.coordinator.of(protocol.Profile)]
         assert len(set(budgets)) == told, budgets
     assert budgets[-1] == 50 * 10**6
+
+
+def test_memory_that_grows_does_not_bring_back_a_width_that_failed_its_trial(tmp_path: Path) -> None:
+    class Tight(Rig):
+        @staticmethod
+        def trials(*given: Any) -> Trials:
+            """Every width fits by plan; from 4 bits on the step cannot be run."""
+            sizes, peak = trials_in_process(*given)
+            return tuple(s if s.bits < 4 else dataclasses.replace(s, measured_bytes=None) for s in sizes), peak
+
+    rig = Tight(tmp_path, limit=10**8)
+    rig.coordinator.announce()
+    rig.until(lambda: bool(rig.coordinator.of(protocol.Profile)))
+    (first,) = {profile.budget_bytes for profile in rig.coordinator.of(protocol.Profile)}
+    assert first == rig.coordinator.of(protocol.Profile)[0].plans[3].planned_bytes - 1
+    for step, (free, told) in enumerate(((2 * 10**8, first), (first // 2, first // 2), (10**8, first)), 1):
+        rig.agent.options = dataclasses.replace(rig.agent.options, limits=Limits(free))
+        rig.coordinator.announce(step, "waiting")
+        for _ in range(200):
+            rig.turn()
+        assert rig.coordinator.of(protocol.Profile)[-1].budget_bytes == told

@@ -56,8 +56,8 @@ def test_a_child_killed_for_memory_bounds_the_budget(program_file: Path, monkeyp
     sizes, _ = profile.trials_in_child(core, program_file, SETTINGS, 10**8, 1)
     assert [size.planned_bytes for size in sizes] == [planned(bits) for bits in range(1, 9)]
     assert [size.measured_bytes is not None for size in sizes] == [True] * 3 + [False] * 5
-    found = profile.make_profile(core, "pi-1", "r1", program_file, SETTINGS, 5, Limits(10**8))
-    assert found.budget_bytes == planned(4) - 1
+    found, ceiling = profile.make_profile(core, "pi-1", "r1", program_file, SETTINGS, 5, Limits(10**8))
+    assert found.budget_bytes == ceiling == planned(4) - 1
 
 
 def test_a_child_that_fails_otherwise_is_an_error(program_file: Path) -> None:
@@ -67,9 +67,10 @@ def test_a_child_that_fails_otherwise_is_an_error(program_file: Path) -> None:
 
 
 def test_a_profile_can_be_sent(program_file: Path) -> None:
-    found = profile.make_profile(
+    found, ceiling = profile.make_profile(
         core, "pi-1", "r1", program_file, SETTINGS, 5, Limits(None, 2), profile.trials_in_process
     )
+    assert ceiling is None
     assert protocol.decode("up/profile", protocol.encode(found)) == found
     assert found.threads == 2
     assert found.limit_source != "option"
