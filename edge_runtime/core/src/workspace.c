@@ -61,7 +61,7 @@ int32_t fmpq_taps_backward(const fmpq_record *r, const fmpq_geometry *t, int32_t
         const int32_t oy = py + r->pad - i;
         if (((oy % r->stride) + r->stride) % r->stride)
             continue;
-        for (int32_t j = 0; j < r->kw; j++) {
+        for (int32_t j = r->kw - 1; j >= 0; j--) { /* rising offsets: taps side by side are one run to a matrix kernel */
             const int32_t ox = px + r->pad - j;
             if (((ox % r->stride) + r->stride) % r->stride)
                 continue;

@@ -8,25 +8,26 @@ from pathlib import Path
 from fedmpq.errors import ConfigError
 from fedmpq.firmware_profiles import Profile
 
-#: Instruction set of a profile -> (folder of its kernels, macro that puts them into the table).
+#: Instruction set of a profile -> (folder of its kernels, macros that put them into the table).
 _KERNELS = {
-    "x86-64": ("x86", "FMPQ_X86_KERNELS"),
-    "armv8-a": ("neon", "FMPQ_NEON_KERNELS"),
-    "armv7-a": ("neon", "FMPQ_NEON_KERNELS"),
-    "armv7e-m": ("dsp", "FMPQ_DSP_KERNELS"),
-    "armv8.1-m": ("mve", "FMPQ_MVE_KERNELS"),
+    "x86-64": ("x86", ["FMPQ_X86_KERNELS", "FMPQ_AMX_KERNELS"]),
+    "armv8-a": ("neon", ["FMPQ_NEON_KERNELS"]),
+    "armv7-a": ("neon", ["FMPQ_NEON_KERNELS"]),
+    "armv7e-m": ("dsp", ["FMPQ_DSP_KERNELS"]),
+    "armv8.1-m": ("mve", ["FMPQ_MVE_KERNELS"]),
 }
+
+_AVX512 = ("-mavx2", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mprefer-vector-width=512")
 
 #: Suffix of a kernel file -> its processor flags where the profile's own are not enough (`+` extends -mcpu).
 _SUFFIX_FLAGS = {
     "avx2": ("-mavx2",),
-    "avx512vnni": (
-        "-mavx2", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mprefer-vector-width=512",
-    ),
+    "avx512vnni": _AVX512,
+    "amx": (*_AVX512, "-mamx-tile", "-mamx-int8"),
     "neondot": ("+dotprod",),
     "neoni8mm": ("+dotprod+i8mm",),
     "mve": ("-fno-forward-propagate",),  # GCC 12 stops with an internal error in vector constants
-}  # fmt: skip
+}
 
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes")
 COMMON = ("-std=c11", "-fno-strict-aliasing")
@@ -58,10 +59,10 @@ def core(profile: Profile) -> tuple[list[Unit], list[str]]:
     """The core's files for a profile and the macros they need; no ports."""
     src = root() / "src"
     units = [Unit(path, profile.toolchain.flags) for path in sorted([*src.glob("*.c"), *(src / "ref").glob("*.c")])]
-    folder, macro = _KERNELS.get(profile.cpu.isa, ("", ""))
+    folder, macros = _KERNELS.get(profile.cpu.isa, ("", []))
     kernels = sorted((src / folder).glob("*.c")) if folder else []
     units += [Unit(path, _flags(profile, path)) for path in kernels]
-    return units, [macro] if kernels else []
+    return units, macros if kernels else []
 
 
 def ports(*names: str) -> list[Path]:

@@ -4,6 +4,7 @@
 #include "../elementwise.inc"
 #include "cpu.h"
 #include "elementwise_avx512.h"
+#include "requant_avx512.h"
 #include <immintrin.h>
 
 static inline __m512i bcast(const uint8_t *p)
@@ -11,30 +12,6 @@ static inline __m512i bcast(const uint8_t *p)
     int32_t v;
     __builtin_memcpy(&v, p, 4);
     return _mm512_set1_epi32(v);
-}
-
-/* The rounding of sat16(reven(acc, shift)): half = 2^(shift - 1) is in the accumulator already, so a tie has nothing below the cut; it goes to the
- * even neighbour. below = 2^shift - 1; shift = 0 has none of both. */
-static inline __m512i reven512(__m512i acc, __m512i below, __m512i even, __m128i shift)
-{
-    const __mmask16 tie = _mm512_testn_epi32_mask(acc, below);
-    const __m512i v = _mm512_sra_epi32(acc, shift);
-    return _mm512_mask_and_epi32(v, tie, v, even);
-}
-
-/* 16 channels of one position */
-static inline void store16(int16_t *out, __m512i v, __mmask16 mask)
-{
-    _mm256_mask_storeu_epi16(out, mask, _mm512_cvtsepi32_epi16(_mm512_max_epi32(v, _mm512_set1_epi32(-32767))));
-}
-
-/* 16 channels of two positions */
-static inline void store32(int16_t *out, int32_t pix, __m512i v0, __m512i v1)
-{
-    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-    const __m512i both = _mm512_max_epi16(_mm512_permutexvar_epi64(order, _mm512_packs_epi32(v0, v1)), _mm512_set1_epi16(-32767));
-    _mm256_storeu_si256((__m256i *)(void *)out, _mm512_castsi512_si256(both));
-    _mm256_storeu_si256((__m256i *)(void *)(out + pix), _mm512_extracti64x4_epi64(both, 1));
 }
 
 /* acc += products of one set of weights, for NP positions x NB blocks of 16 channels */
@@ -223,3 +200,8 @@ static void dw(const fmpq_dw *j)
 }
 
 const fmpq_kernels fmpq_kernels_avx512vnni = {.name = "avx512vnni", .available = fmpq_cpu_avx512vnni, .igemm = igemm, .dw = dw, ELEMENTWISE_TABLE};
+#if defined(FMPQ_AMX_KERNELS)
+#include "amx.h"
+/* the same element-wise kernels beside the matrix unit's products */
+const fmpq_kernels fmpq_kernels_amx = {.name = "amx", .available = fmpq_cpu_amx, .igemm = fmpq_igemm_amx, .dw = fmpq_dw_amx, ELEMENTWISE_TABLE};
+#endif
