@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedmpq.coordinator import planes
 from fedmpq.coordinator.config import RunConfig
-from fedmpq.coordinator.engine import Engine
+from fedmpq.coordinator.engine import Engine, loaded
 from fedmpq.coordinator.global_model import GlobalModel
 from fedmpq.edge_runtime.shard import Images
 from fedmpq.errors import DataError
@@ -47,14 +47,10 @@ class TestSet:
 
     def totals(self, model: GlobalModel, bits: Sequence[int]) -> tuple[int, int, int]:
         """Sum of losses in 2**-16 nat, correct answers, images: exact."""
-        session = self.engine.session(self.config.settings, bits)
-        guard = self.config.guard
-        for index, n in enumerate(bits):
-            scale = "mse" if self.config.scale == "mse" else "max"
-            layer = planes.pack(model.layer_state(index, n, self.config.act_bits, scale=scale))  # type: ignore[arg-type]
-            sign, *magnitudes = layer.planes
-            stored = (sign, *(bytes(len(sign)) for _ in range(guard)), *magnitudes)
-            session.load(index, self.engine.api.LayerState(n, guard, layer.step, stored, layer.params))
+        scale: Any = "mse" if self.config.scale == "mse" else "max"
+        act_bits = self.config.act_bits
+        layers = [planes.pack(model.layer_state(i, n, act_bits, scale=scale)) for i, n in enumerate(bits)]
+        session = loaded(self.engine, self.config, layers)
         loss = correct = count = 0
         batch = self.config.batch
         for start in range(0, self.samples.count, batch):
@@ -62,9 +58,3 @@ class TestSet:
             stats = session.evaluate(self.samples.images(start, stop), self.samples.labels(start, stop))
             loss, correct, count = loss + stats.loss_q16, correct + stats.correct, count + stats.count
         return loss, correct, count
-
-
-def referee(engine: Engine, config: RunConfig, samples: Images) -> Callable[[GlobalModel], int]:
-    """Judges models for the rule "referee": the exact sum of losses at `eval_bits`."""
-    judge = TestSet(engine, config, samples)
-    return lambda model: judge.totals(model, (config.eval_bits,) * len(model.layers))[0]

@@ -10,11 +10,7 @@ came changes no bit:
 - ``trimmed``: the same, then the weighted trimmed mean of every coordinate: sorted by value, `trim_percent` of the
   clients' total weight is cut off at both ends (Yin et al. 2018).
 - ``median``: the same with everything cut off but the middle: the weighted median.
-- ``referee``: `clip` over the clients whose updates do not harm. On images of its own (`Referee`) the coordinator
-  compares the merged model with those that each client alone is left out of, and leaves out whoever raises the loss
-  most, again and again, as long as that is by more than `MARGIN` and those left out hold no more than `trim_percent` of
-  the weight. Meant to tell flipped labels from rare classes; after Zeno (Xie et al. 2019), with leaving
-  out instead of single updates. Its cost grows with the square of the number of clients: for rounds of a few dozen.
+- ``referee``: `clip` over the clients that `referee` leaves in the round.
 
 Batch-norm parameters, statistics and the bias, few numbers in which every client moves every entry, are trimmed under
 all of them. A client's weight is at most `WEIGHT_CAP` times the median one: sample counts are its own claim.
@@ -26,8 +22,7 @@ number of clients times the largest layer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
@@ -42,8 +37,6 @@ RULES = ("none", "clip", "trimmed", "median", "referee")
 #: Largest norm of a layer's change, in 1/1024 of the typical one.
 CLIP = 1536
 WEIGHT_CAP = 3
-#: A client harms if the loss falls by more than this share without it: one part in 64.
-MARGIN = 64
 #: Coordinates handled at a time.
 _BLOCK = 1 << 14
 
@@ -65,10 +58,6 @@ class Contribution:
     layer: Callable[[int], tuple[GlobalLayer, GlobalLayer]]
 
 
-#: Loss of a global model on images that neither train nor test, as an integer.
-Referee = Callable[[GlobalModel], int]
-
-
 def cap_weights(raw: Mapping[str, int]) -> dict[str, int]:
     """Client weights, none above `WEIGHT_CAP` times the median."""
     if not raw:
@@ -83,7 +72,7 @@ def merge(
     """The next global model from a round's updates.
 
     Args:
-        rule: "clip", "trimmed", "median" or, after `without_harmful`, "referee".
+        rule: "clip", "trimmed", "median" or "referee".
         trim_percent: of the total weight, cut off at both ends.
         mode: "models" or "changes" (aggregate.PartialSum).
         base: the round's global model.
@@ -124,37 +113,6 @@ def merge(
             )
         )
     return GlobalModel(base.layout, layers)
-
-
-def without_harmful(
-    trim_percent: int, mode: str, base: GlobalModel, contributions: Sequence[Contribution], referee: Referee
-) -> list[int]:
-    """Indices of the updates that stay under the rule "referee".
-
-    Args:
-        trim_percent: of the total weight, left out at most.
-        mode: "models" or "changes".
-        base: the round's global model.
-        contributions: the updates.
-        referee: judges.
-    """
-    stay = list(range(len(contributions)))
-    held = [replace(c, layer=cache(c.layer)) for c in contributions]
-    room = sum(c.weight for c in contributions) * trim_percent // 100
-
-    def loss(indices: Sequence[int]) -> int:
-        return referee(merge("referee", trim_percent, mode, base, [held[i] for i in indices]))
-
-    now = loss(stay)
-    while len(stay) > 1:
-        fitting = [i for i in stay if held[i].weight <= room]
-        tried = sorted((loss([j for j in stay if j != i]), i) for i in fitting)
-        if not tried or tried[0][0] >= now - now // MARGIN:
-            break
-        now, worst = tried[0]
-        stay.remove(worst)
-        room -= held[worst].weight
-    return stay
 
 
 def mean_bits(contributions: Sequence[Contribution]) -> list[int]:

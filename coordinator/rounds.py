@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from fedmpq.coordinator import aggregate, partial, quarantine, robust, updates
+from fedmpq.coordinator import aggregate, partial, quarantine, referee, robust, updates
 from fedmpq.coordinator.config import fx_of
 from fedmpq.coordinator.fixed import div, mul, norm
 from fedmpq.coordinator.global_model import GlobalLayer, GlobalModel, read_layer
@@ -20,6 +20,7 @@ from fedmpq.coordinator.journal import Row, ints
 from fedmpq.coordinator.policy import Allotment
 from fedmpq.coordinator.run_state import RunState, mean_bits_of
 from fedmpq.edge_runtime import protocol, topics
+from fedmpq.edge_runtime.trainer import Layer
 from fedmpq.errors import BudgetError, ConfigError, RoundError
 
 #: Judges a global model: (model, bits per label) -> metrics. See evaluate.
@@ -303,25 +304,40 @@ def _aggregate_robust(run: RunState, row: Row) -> None:
     """As `aggregate_round`, by a rule that bounds what each client can do."""
     config, serving = run.config, run.serving(row)
     accepted = [a for a in run.assignments(row["round"]) if a["state"] == "accepted"]
-    contributions = [stored_update(run, assignment, row) for assignment in accepted]
-    left_out: list[str] = []
+    left_out: dict[str, str] = {}
     if config.robust == "referee":
-        if run.referee is None:
-            raise ConfigError('robust = "referee" needs images to judge with', "--referee SHARD, not the test shard")
-        stay = robust.without_harmful(
-            config.trim_percent, config.aggregation, serving.model, contributions, run.referee
-        )
-        left_out = [a["device"] for i, a in enumerate(accepted) if i not in stay]
-        contributions = [contributions[i] for i in stay]
+        left_out = _left_out(run, row, accepted)
+        accepted = [a for a in accepted if a["device"] not in left_out]
+    contributions = [stored_update(run, assignment, row) for assignment in accepted]
     merged = robust.merge(config.robust, config.trim_percent, config.aggregation, serving.model, contributions)
     model = run.blobs.put(_with_momentum(run, row, merged).to_bytes())
     bits = robust.mean_bits(contributions)
     with run.journal.transaction("aggregate") as journal:
         fields = {"phase": "adjust", "next_model": model, "next_bits": bits}
         journal.set_fields("rounds", {"round": row["round"]}, fields)
-        for device in left_out:
-            journal.event(run.clock(), "left-out", row["round"], device, "its update raises the referee's loss")
+        for device, detail in left_out.items():
+            journal.event(run.clock(), "left-out", row["round"], device, detail)
         journal.event(run.clock(), "aggregated", row["round"], detail=f"{len(contributions)} updates -> {model[:12]}")
+
+
+def _left_out(run: RunState, row: Row, accepted: list[Row]) -> dict[str, str]:
+    """Devices whose updates the referee leaves out of a round, each with the figures that speak against it."""
+    if run.referee is None:
+        raise ConfigError('robust = "referee" needs images to judge with', "--referee SHARD, not the test shard")
+    margins = [run.referee.margin(stored_layers(run, assignment), row["round"]) for assignment in accepted]
+    middle = sorted(margins)[(len(margins) - 1) // 2]
+    # The last round of each device before this one, and whether it was left out of it.
+    query = (
+        "SELECT a.device FROM assignments a JOIN events e ON e.round=a.round AND e.device=a.device "
+        "WHERE e.kind='left-out' AND a.round="
+        "(SELECT MAX(round) FROM assignments WHERE device=a.device AND state='accepted' AND round<?)"
+    )
+    known = {found["device"] for found in run.journal.rows(query, row["round"])}
+    before = [index for index, assignment in enumerate(accepted) if assignment["device"] in known]
+    return {
+        accepted[index]["device"]: f"margin {margins[index] / referee.ONE:.3f}, the median {middle / referee.ONE:.3f}"
+        for index in referee.outliers(margins, before)
+    }
 
 
 def _with_momentum(run: RunState, row: Row, merged: GlobalModel) -> GlobalModel:
@@ -348,6 +364,17 @@ def stored_update(run: RunState, assignment: Row, row: Row) -> robust.Contributi
 
     bits, steps = [layer.bits for layer in manifest.layers], [layer.step for layer in manifest.layers]
     return robust.Contribution(assignment["weight"], bits, steps, layer)
+
+
+def stored_layers(run: RunState, assignment: Row) -> list[Layer]:
+    """The layers of an accepted update as its device sent them."""
+    manifest = protocol.decode(topics.UPDATE, assignment["manifest"])
+    assert isinstance(manifest, protocol.Update)
+    blobs = updates.unpack_file(run.layout, manifest.layers, run.blobs.get(assignment["pack"]))
+    return [
+        Layer(layer.bits, layer.step, tuple(blobs[sha256] for sha256 in layer.planes), blobs[layer.params])
+        for layer in manifest.layers
+    ]
 
 
 def update_input(run: RunState, assignment: Row) -> partial.UpdateInput:

@@ -16,7 +16,7 @@ from fedmpq.coordinator.journal import Journal, Row, ints
 from fedmpq.coordinator.layout import Layout
 from fedmpq.coordinator.partial import Summer
 from fedmpq.coordinator.policy import TABLES
-from fedmpq.coordinator.robust import Referee
+from fedmpq.coordinator.referee import Referee
 from fedmpq.coordinator.serving import Serving
 from fedmpq.errors import ConfigError, StateError
 
@@ -36,7 +36,7 @@ class RunState:
         journal, blobs: durable state.
         plan_bytes: the planner.
         clock: Unix seconds.
-        referee: judges models for the rule "referee" (robust.Referee); None where that rule is not used.
+        referee: judges updates for the rule "referee"; None where that rule is not used.
         sums: adds a round's updates up elsewhere (partial.Summer); None does it here.
         traffic: bytes up and down of each device since the round opened.
     """

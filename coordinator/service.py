@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedmpq.coordinator import enrolment, evaluate, kinds, partial, strategies
+from fedmpq.coordinator import enrolment, kinds, partial, strategies
 from fedmpq.coordinator.blobs import BlobStore
 from fedmpq.coordinator.broker import LOOPBACK, BrokerTls, ManagedBroker
 from fedmpq.coordinator.clock import SteadyClock
@@ -19,8 +19,8 @@ from fedmpq.coordinator.config import RunConfig, read_toml
 from fedmpq.coordinator.engine import Engine
 from fedmpq.coordinator.enrolment import Enrolment
 from fedmpq.coordinator.gate import Gate
-from fedmpq.coordinator.global_model import GlobalModel
 from fedmpq.coordinator.journal import FILE, Journal
+from fedmpq.coordinator.referee import Referee
 from fedmpq.coordinator.run_state import RunState
 from fedmpq.coordinator.server import Server
 from fedmpq.coordinator.source import Source
@@ -248,11 +248,11 @@ class Service:
         self.run.close()
 
 
-def _referee(config: RunConfig, origin: Source, shard: Shard | None) -> Callable[[GlobalModel], int]:
+def _referee(config: RunConfig, origin: Source, shard: Shard | None) -> Referee:
     """Judges updates on a shard; ConfigError without one."""
     if shard is None:
         raise ConfigError('robust = "referee" needs images to judge with', "--referee SHARD, not the test shard")
-    return evaluate.referee(Engine("core", origin.program), config, shard)
+    return Referee(Engine("core", origin.program), config, shard)
 
 
 def _hand_out_sums(run: RunState, where: Where) -> Callable[[], object] | None:

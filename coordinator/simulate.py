@@ -15,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmpq.coordinator import evaluate, status
+from fedmpq.coordinator import status
 from fedmpq.coordinator.admission import PlanBytes, planner_of
 from fedmpq.coordinator.attacks import Attack
 from fedmpq.coordinator.config import RunConfig
 from fedmpq.coordinator.engine import Engine
 from fedmpq.coordinator.evaluate import TestSet
 from fedmpq.coordinator.machine import Machine
+from fedmpq.coordinator.referee import Referee
 from fedmpq.coordinator.run_state import RunState
 from fedmpq.coordinator.source import Source
 from fedmpq.coordinator.virtual import Trained, VirtualDevice, route, train
@@ -66,7 +67,7 @@ class Simulation:
         workers: int = 0,
         limits: Mapping[str, int] | None = None,
         attack: Attack | None = None,
-        referee: Images | None = None,
+        referee: Samples | None = None,
         cluster: RayEngine | None = None,
         progress: Callable[[int], object] = int,
     ) -> None:
@@ -82,7 +83,7 @@ class Simulation:
         run = RunState.open(directory, config, origin.layout, origin.program, origin.initial, plan_bytes, self._clock)
         self.run = run
         if referee is not None:
-            run.referee = evaluate.referee(self.engine, config, referee)
+            run.referee = Referee(self.engine, config, referee)
         if cluster is not None:
             run.sums = cluster.sum
         self.machine = Machine(run, None if judge is None else TestSet(self.engine, config, judge))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from fractions import Fraction
 from pathlib import Path
@@ -137,25 +136,6 @@ def test_attacks_are_named() -> None:
         with pytest.raises(UsageError, match="is not understood"):
             Attack.parse(text)
     assert Fraction(robust.CLIP, 1024) == Fraction(3, 2)
-
-
-def test_the_referee_leaves_out_who_harms_and_nobody_else() -> None:
-    base = first_model()
-    made = [contribution(seed) for seed in range(5)]
-    harmful = {1: 900, 3: 500}
-
-    def loss(model: GlobalModel) -> int:
-        """Grows with every harmful client that the model still holds."""
-        present = [merged_of[key] for key in merged_of if key == model.to_bytes()]
-        return present[0]
-
-    merged_of: dict[bytes, int] = {}
-    for size in range(1, 6):
-        for stay in itertools.combinations(range(5), size):
-            merged = robust.merge("referee", 40, "changes", base, [made[i] for i in stay])
-            merged_of[merged.to_bytes()] = 1000 + sum(harmful.get(i, 0) for i in stay)
-    judged = [robust.without_harmful(percent, "changes", base, made, loss) for percent in (0, 20, 40, 49)]
-    assert judged == [[0, 1, 2, 3, 4], [0, 2, 3, 4], [0, 2, 4], [0, 2, 4]]
 
 
 def test_a_simulation_with_a_referee(tmp_path: Path) -> None:
