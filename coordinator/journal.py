@@ -55,6 +55,11 @@ CREATE TABLE events (
 );
 """
 
+#: Devices that may be selected, counted at every tick: their rows are large, so the count has an index of its own. It
+#: is no part of the version: a journal without it gets it when it is opened.
+_INDEX = "CREATE INDEX IF NOT EXISTS present ON devices (device) WHERE online=1 AND admission='admitted'"
+_PRESENT = "SELECT COUNT(*) FROM devices WHERE online=1 AND admission='admitted'"
+
 Row = dict[str, Any]
 _JSON_COLUMNS = ("profile", "bits", "fallen", "mean_bits", "next_bits", "metrics", "final_bits")
 
@@ -90,6 +95,8 @@ class Journal:
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA busy_timeout=5000")
             self._check_version(create=not read_only)
+            if not read_only:
+                self._db.execute(_INDEX)
         except sqlite3.DatabaseError as error:
             self.close()
             raise StateError(f"journal {self.path} cannot be used: {error}") from None
@@ -147,6 +154,11 @@ class Journal:
         """The first row of a SELECT."""
         row = self._db.execute(query, arguments).fetchone()
         return None if row is None else _parsed(row)
+
+    def present(self) -> int:
+        """How many devices may be selected."""
+        (count,) = self._db.execute(_PRESENT).fetchone()
+        return int(count)
 
     def write(self, statement: str, *arguments: object) -> None:
         """One INSERT, UPDATE or DELETE; lists and dicts go in as JSON."""

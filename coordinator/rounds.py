@@ -44,9 +44,9 @@ def eligible(run: RunState) -> list[Row]:
 def select(run: RunState, previous: Row | None) -> bool:
     """Opens the next round with the devices that shall train; False while there are too few."""
     config, now = run.config, run.clock()
-    present = eligible(run)
-    if len(present) < config.min_devices:
+    if run.journal.present() < config.min_devices:
         return False
+    present = eligible(run)
     number = 1 if previous is None else previous["round"] + 1
     present = quarantine.free(run.journal, config.to_dict(), present, number)
     if not present:

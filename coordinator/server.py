@@ -69,8 +69,8 @@ class Server:
         self.send(self.machine.settle())
         while self.machine.downloads and self.transport.backlog() < DOWNLOAD_BACKLOG:
             self.send(self.machine.next_download())
-        self._next_tick = monotonic() + TICK_S
         self.send(self.machine.tick())
+        self._next_tick = monotonic() + TICK_S  # counted from its end: a long tick must not eat the time for messages
 
     @property
     def counters(self) -> dict[str, int]:
