@@ -55,22 +55,25 @@ void fmpq_backward_pool(fmpq_session *s, uint32_t i)
         const int16_t *from = (const int16_t *)(const void *)(s->base + e->offset) + (size_t)b * s->d[i].out_size;
         int16_t *to = (int16_t *)(void *)(s->base + s->slot[i].e_in) + (size_t)b * s->d[i].in_size;
         const uint8_t *in = NULL;
+        if (r->kind == FMPQ_GLOBALPOOL) { /* one window, every position the same */
+            for (int32_t c = 0; c < r->cin; c++) {
+                const int64_t v = scale < 0 ? from[c] : fmpq_clamp64(fmpq_rdiv64((int64_t)from[c] * ((int64_t)1 << scale), window), -32767, 32767);
+                const int32_t a = (int32_t)(v < 0 ? -v : v);
+                most = a > most ? a : most;
+                to[c] = (int16_t)v;
+            }
+            for (int32_t k = 1; k < r->h_in * r->w_in; k++)
+                memcpy(to + k * r->cin, to, r->cin * 2u);
+            continue;
+        }
         if (r->kind == FMPQ_MAXPOOL)
             in = fmpq_tensor(s, r->input, b, mine + w.stream);
         for (int32_t y = 0; y < r->h_in; y++)
             for (int32_t x = 0; x < r->w_in; x++)
                 for (int32_t c = 0; c < r->cin; c++) {
-                    const int32_t v = r->kind == FMPQ_GLOBALPOOL ? -1 : pool_back(r, in, from, to, x, y, c, scale, over);
+                    const int32_t v = pool_back(r, in, from, to, x, y, c, scale, over);
                     most = v > most ? v : most;
                 }
-        if (r->kind == FMPQ_GLOBALPOOL) /* one window, every position the same */
-            for (int32_t c = 0; c < r->cin; c++) {
-                const int64_t v = scale < 0 ? from[c] : fmpq_clamp64(fmpq_rdiv64((int64_t)from[c] * ((int64_t)1 << scale), window), -32767, 32767);
-                const int32_t a = (int32_t)(v < 0 ? -v : v);
-                most = a > most ? a : most;
-                for (int32_t k = 0; k < r->h_in * r->w_in; k++)
-                    to[k * r->cin + c] = (int16_t)v;
-            }
     }
     fmpq_contribute_input(s, i, e->ex - (scale > 0 ? scale : 0) + over, most);
 }

@@ -189,18 +189,29 @@ static void image_rows(const fmpq_session *s, const fmpq_record *r, uint32_t sam
     }
     if (flat)
         memset(tile + h * w * c, 0, (size_t)(t->c - h * w * c));
-    for (int32_t y = win.have; y < rows; y++)
-        for (int32_t x = 0; x < cols; x++) {
-            uint8_t *o = tile + (y * cols + x) * step;
-            const int32_t oy = y + win.from - t->top, ox = x - t->left;
-            const int32_t iy = oy + dy - pad, ix = (flip ? w - 1 - ox : ox) + dx - pad;
-            const int inside = oy >= 0 && ox >= 0 && oy < h && ox < w && iy >= 0 && ix >= 0 && iy < h && ix < w;
-            const uint8_t *px = inside ? img + (iy * w + ix) * c : p->mean;
-            for (int32_t k = 0; k < c; k++)
-                o[k] = px[k];
-            for (int32_t k = c; k < step; k++)
-                o[k] = 0;
+    {
+        /* columns [x0, x1) of the tile show the image, [ox + shift] of it, or mirrored */
+        const int32_t shift = flip ? pad - dx : dx - pad, low = shift < 0 ? -shift : 0, high = shift > 0 ? w - shift : w;
+        const int32_t x0 = low + t->left < cols ? low + t->left : cols, x1 = high + t->left < cols ? high + t->left : cols;
+        for (int32_t y = win.have; y < rows; y++) {
+            const int32_t oy = y + win.from - t->top, iy = oy + dy - pad;
+            const int inside = oy >= 0 && oy < h && iy >= 0 && iy < h;
+            uint8_t *o = tile + y * cols * step;
+            for (int32_t x = 0; x < cols; x++, o += step) {
+                const int32_t ix = flip ? w - 1 - (x - t->left + shift) : x - t->left + shift;
+                const uint8_t *px = inside && x >= x0 && x < x1 ? img + (iy * w + ix) * c : p->mean;
+                if (c == 3 && step == 4) {
+                    o[0] = px[0];
+                    o[1] = px[1];
+                    o[2] = px[2];
+                    o[3] = 0;
+                    continue;
+                }
+                for (int32_t k = 0; k < step; k++)
+                    o[k] = k < c ? px[k] : 0;
+            }
         }
+    }
 }
 
 static void act_rows(const fmpq_session *s, const fmpq_record *r, uint32_t sample, const fmpq_geometry *t, fmpq_window win, uint8_t *tile,
@@ -210,8 +221,19 @@ static void act_rows(const fmpq_session *s, const fmpq_record *r, uint32_t sampl
     const int32_t first = win.from + win.have - t->top, end = win.from + win.rows - t->top; /* rows of the map */
     const int32_t low = first > 0 ? first : 0, high = end < r->h_in ? end : r->h_in;
     const int flat = r->h_in != (int32_t)fmpq_tensor_rows_of(s->p, r->input); /* a map read as one pixel */
+    const int32_t zero = fmpq_zero_read(s->p, r, bits, 0);
     const uint8_t *u;
-    memset(tile + win.have * tile_row, fmpq_zero_read(s->p, r, bits, 0), (size_t)(win.rows - win.have) * (size_t)tile_row);
+    if (low >= high || t->c != r->cin) {
+        memset(tile + win.have * tile_row, zero, (size_t)(win.rows - win.have) * (size_t)tile_row);
+    } else { /* only what is not written below: from the end of each row to the start of the next */
+        uint8_t *at = tile + win.have * tile_row;
+        for (int32_t y = low; y < high; y++) {
+            uint8_t *o = tile + ((y + t->top - win.from) * t->cols + t->left) * t->c;
+            memset(at, zero, (size_t)(o - at));
+            at = o + row;
+        }
+        memset(at, zero, (size_t)(tile + win.rows * tile_row - at));
+    }
     if (low >= high)
         return;
     u = flat ? fmpq_tensor(s, r->input, sample, stream) : fmpq_tensor_rows(s, r->input, sample, (uint32_t)low, (uint32_t)(high - low), stream);

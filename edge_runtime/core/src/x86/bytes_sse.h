@@ -38,8 +38,8 @@ static inline __attribute__((always_inline)) void transpose16(const uint8_t *in,
 }
 
 /* NHWC -> planar for channel counts that are multiples of 16; arguments as fmpq_kernels.planar */
-static void planar16(const uint8_t *in, uint8_t *out, int32_t rows, int32_t cols, int32_t in_row, int32_t c_of, int32_t plane, int32_t row,
-                     int32_t stride)
+static inline void planar16(const uint8_t *in, uint8_t *out, int32_t rows, int32_t cols, int32_t in_row, int32_t c_of, int32_t plane, int32_t row,
+                            int32_t stride)
 {
     const int32_t pix = c_of >> 16, c = c_of & 0xffff;
     for (int32_t k = 0; k < c; k += 16)

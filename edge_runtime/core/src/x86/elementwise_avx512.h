@@ -4,6 +4,12 @@
 #include "bytes_sse.h"
 #include <immintrin.h>
 
+/* A tensor of a batch is read once a pass, and the hardware's prefetcher stops at every page: ask for what is needed a page from here. */
+static inline void soon(const void *p)
+{
+    _mm_prefetch((const char *)p + 4096, _MM_HINT_T0);
+}
+
 static inline __m512i load_i8(const void *p)
 {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
@@ -35,6 +41,39 @@ static inline void store64_signed(int8_t *out, __m512i v0, __m512i v1, __m512i v
 {
     const __m512i v = _mm512_packs_epi16(_mm512_packs_epi32(v0, v1), _mm512_packs_epi32(v2, v3));
     _mm512_storeu_si512(out, in_order(_mm512_max_epi8(v, _mm512_set1_epi8(-127))));
+}
+
+/* Pairs of 16-bit words for vpdpwssd, which sums two products an int32 lane: lane i of half 0 and 1 holds word `paired(half, i)` of both operands.
+ * packs_epi32 of both halves has the words in order again. */
+static inline int paired(int half, int i)
+{
+    return 8 * (i / 4) + 4 * half + i % 4;
+}
+static inline __m512i pair0(__m512i a, __m512i b)
+{
+    return _mm512_unpacklo_epi16(a, b);
+}
+static inline __m512i pair1(__m512i a, __m512i b)
+{
+    return _mm512_unpackhi_epi16(a, b);
+}
+static inline __m512i words_s8(const void *p)
+{
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline __m512i words_u8(const void *p)
+{
+    return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p));
+}
+/* 32-bit lanes of the low and the high coefficient of a pair */
+static inline int32_t both16(int32_t low, int32_t high)
+{
+    return (int32_t)(((uint32_t)high << 16) | ((uint32_t)low & 0xffffu));
+}
+/* bytes of packs_epi16 / packus_epi16 of two vectors of words in order */
+static inline __m512i bytes_in_order(__m512i bytes)
+{
+    return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), bytes);
 }
 
 static void act_strided(const int8_t *x, uint8_t *out, int32_t n, int32_t c, const int32_t *gacc, const int32_t *bacc, const uint8_t *skip,
@@ -75,33 +114,58 @@ static void act_strided(const int8_t *x, uint8_t *out, int32_t n, int32_t c, con
  * positions that are left over to the loops over channels. */
 #define WIDE(c) ((c) == 16 || (c) == 32 || (c) == 64)
 
+/* The residual sum: x and the skip are one pair, gamma and 2^skip_shift the other. */
+static void act_skip(const int8_t *x, uint8_t *out, int32_t end, int32_t c, const int32_t *gs, const int32_t *bs, const uint8_t *skip, int32_t skip_shift,
+                     __m128i shift)
+{
+    int32_t lg[4][16], lb[4][16];
+    __m512i g[4], b[4];
+    for (int k = 0; k < 4; k++) {
+        for (int i = 0; i < 16; i++) {
+            const int channel = (32 * (k / 2) + paired(k % 2, i)) % c;
+            lg[k][i] = both16(gs[channel], 1 << skip_shift);
+            lb[k][i] = bs[channel];
+        }
+        g[k] = _mm512_loadu_si512(lg[k]);
+        b[k] = _mm512_loadu_si512(lb[k]);
+    }
+#define HALF(k, PAIR, x, u) _mm512_sra_epi32(_mm512_dpwssd_epi32(b[k], PAIR(x, u), g[k]), shift)
+    for (int32_t at = 0; at < end; at += 64) {
+        soon(x + at);
+        const __m512i x0 = words_s8(x + at), u0 = words_u8(skip + at), x1 = words_s8(x + at + 32), u1 = words_u8(skip + at + 32);
+        const __m512i w0 = _mm512_packs_epi32(HALF(0, pair0, x0, u0), HALF(1, pair1, x0, u0));
+        const __m512i w1 = _mm512_packs_epi32(HALF(2, pair0, x1, u1), HALF(3, pair1, x1, u1));
+        _mm512_storeu_si512(out + at, bytes_in_order(_mm512_packus_epi16(w0, w1)));
+    }
+#undef HALF
+}
+
 static void act512(const int8_t *x, uint8_t *out, int32_t n, int32_t c, const int32_t *gacc, const int32_t *bacc, const uint8_t *skip,
                    int32_t skip_shift, int32_t out_shift, int32_t offset)
 {
-    const int32_t end = WIDE(c) ? n * c / 64 * 64 : 0;
+    const int32_t end = WIDE(c) && (!skip || skip_shift <= 14) ? n * c / 64 * 64 : 0;
     if (end) {
         int32_t gs[64], bs[64];
         __m512i g[4], b[4];
-        const __m512i so = _mm512_set1_epi32(out_shift), ss = _mm512_set1_epi32(skip_shift);
+        const __m128i shift = _mm_cvtsi32_si128(out_shift);
         for (int i = 0; i < c; i++) {
             gs[i] = max32(min32((int32_t)fmpq_rshift64(gacc[i], 16), 32767), -32767);
             bs[i] = (int32_t)fmpq_rshift64(bacc[i], 8) + (1 << (out_shift - 1)) + offset;
         }
-        for (int i = 0; i < 4; i++) {
-            g[i] = low16(_mm512_loadu_si512(gs + 16 * i % c));
-            b[i] = _mm512_loadu_si512(bs + 16 * i % c);
-        }
-#define Z(i) _mm512_add_epi32(_mm512_madd_epi16(load_i8(x + at + 16 * (i)), g[i]), b[i])
-#define SKIP(i) _mm512_sllv_epi32(load_u8(skip + at + 16 * (i)), ss)
-        if (skip)
-            for (int32_t at = 0; at < end; at += 64)
-                store64(out + at, _mm512_srav_epi32(_mm512_add_epi32(Z(0), SKIP(0)), so), _mm512_srav_epi32(_mm512_add_epi32(Z(1), SKIP(1)), so),
-                        _mm512_srav_epi32(_mm512_add_epi32(Z(2), SKIP(2)), so), _mm512_srav_epi32(_mm512_add_epi32(Z(3), SKIP(3)), so));
-        else
-            for (int32_t at = 0; at < end; at += 64)
-                store64(out + at, _mm512_srav_epi32(Z(0), so), _mm512_srav_epi32(Z(1), so), _mm512_srav_epi32(Z(2), so), _mm512_srav_epi32(Z(3), so));
+        if (skip) {
+            act_skip(x, out, end, c, gs, bs, skip, skip_shift, shift);
+        } else {
+            for (int i = 0; i < 4; i++) {
+                g[i] = low16(_mm512_loadu_si512(gs + 16 * i % c));
+                b[i] = _mm512_loadu_si512(bs + 16 * i % c);
+            }
+#define Z(i) _mm512_sra_epi32(_mm512_dpwssd_epi32(b[i], load_i8(x + at + 16 * (i)), g[i]), shift)
+            for (int32_t at = 0; at < end; at += 64) {
+                soon(x + at);
+                store64(out + at, Z(0), Z(1), Z(2), Z(3));
+            }
 #undef Z
-#undef SKIP
+        }
     }
     if (end < n * c)
         act_strided(x + end, out + end, n - end / c, c, gacc, bacc, skip ? skip + end : 0, skip_shift, out_shift, offset);
@@ -121,9 +185,12 @@ static void norm512(const int16_t *y, int8_t *x, int32_t n, int32_t c, const int
             vb[i] = _mm512_loadu_si512(b + 16 * i % c);
             vs[i] = _mm512_loadu_si512(sh + 16 * i % c);
         }
-#define X(i) _mm512_srav_epi32(_mm512_add_epi32(_mm512_madd_epi16(load_i16(y + at + 16 * (i)), va[i]), vb[i]), vs[i])
-        for (int32_t at = 0; at < end; at += 64)
+#define X(i) _mm512_srav_epi32(_mm512_dpwssd_epi32(vb[i], load_i16(y + at + 16 * (i)), va[i]), vs[i])
+        for (int32_t at = 0; at < end; at += 64) {
+            soon(y + at);
+            soon(y + at + 32);
             store64_signed(x + at, X(0), X(1), X(2), X(3));
+        }
 #undef X
         y += end;
         x += end;
@@ -139,36 +206,46 @@ static void norm512(const int16_t *y, int8_t *x, int32_t n, int32_t c, const int
     }
 }
 
+/* which of 64 activations are neither 0 nor 255 */
+static inline __mmask64 kept(const uint8_t *u)
+{
+    return _mm512_cmplt_epu8_mask(_mm512_sub_epi8(_mm512_loadu_si512(u), _mm512_set1_epi8(1)), _mm512_set1_epi8((char)254));
+}
+
 static void reduce512(int16_t *e, const uint8_t *u, const int8_t *x, int32_t n, int32_t c, int64_t *s1, int64_t *s2, int32_t *mx)
 {
     if (c % 16) {
         NAME(reduce)(e, u, x, n, c, s1, s2, mx);
         return;
     }
-    if (WIDE(c)) {
-        const int32_t end = n * c / 64 * 64;
-        __m512i top[4];
-        for (int i = 0; i < 4; i++)
-            top[i] = _mm512_setzero_si512();
+    if (WIDE(c)) { /* pairs of an element and the one 64 further on, of the same channel */
+        const int32_t end = n * c / 128 * 128;
+        const __m512i one = _mm512_set1_epi16(1);
+        __m512i top[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
         for (int32_t from = 0; from < end; from += 512 * 64) { /* 512 * 32767 * 127 < 2^31 */
             const int32_t to = min32(end, from + 512 * 64);
             __m512i a[4], b[4];
             for (int i = 0; i < 4; i++)
                 a[i] = b[i] = _mm512_setzero_si512();
-            for (int32_t at = from; at < to; at += 64) {
-                const __m512i um = _mm512_sub_epi8(_mm512_loadu_si512(u + at), _mm512_set1_epi8(1));
-                const __mmask64 keep = _mm512_cmplt_epu8_mask(um, _mm512_set1_epi8((char)254));
+            for (int32_t at = from; at < to; at += 128) {
+                const __mmask64 keep0 = kept(u + at), keep1 = kept(u + at + 64);
+                soon(x + at);
+                soon(x + at + 64);
                 for (int h = 0; h < 2; h++) {
-                    const __m512i ev = _mm512_maskz_loadu_epi16((__mmask32)(keep >> (32 * h)), e + at + 32 * h);
-                    _mm512_storeu_si512(e + at + 32 * h, ev);
-                    for (int k = 0; k < 2; k++) {
-                        const int i = 2 * h + k;
-                        const __m256i part = k ? _mm512_extracti64x4_epi64(ev, 1) : _mm512_castsi512_si256(ev);
-                        const __m512i v = _mm512_cvtepi16_epi32(part);
-                        a[i] = _mm512_add_epi32(a[i], v);
-                        b[i] = _mm512_add_epi32(b[i], _mm512_madd_epi16(low16(v), load_i8(x + at + 16 * i)));
-                        top[i] = _mm512_max_epi32(top[i], _mm512_abs_epi32(v));
-                    }
+                    int16_t *lo = e + at + 32 * h, *hi = lo + 64;
+                    const __m512i v0 = _mm512_maskz_loadu_epi16((__mmask32)(keep0 >> (32 * h)), lo);
+                    const __m512i v1 = _mm512_maskz_loadu_epi16((__mmask32)(keep1 >> (32 * h)), hi);
+                    const __m512i x0 = words_s8(x + at + 32 * h), x1 = words_s8(x + at + 64 + 32 * h);
+                    const __m512i p0 = pair0(v0, v1), p1 = pair1(v0, v1);
+                    soon(lo);
+                    soon(hi);
+                    _mm512_storeu_si512(lo, v0);
+                    _mm512_storeu_si512(hi, v1);
+                    a[2 * h] = _mm512_dpwssd_epi32(a[2 * h], p0, one);
+                    a[2 * h + 1] = _mm512_dpwssd_epi32(a[2 * h + 1], p1, one);
+                    b[2 * h] = _mm512_dpwssd_epi32(b[2 * h], p0, pair0(x0, x1));
+                    b[2 * h + 1] = _mm512_dpwssd_epi32(b[2 * h + 1], p1, pair1(x0, x1));
+                    top[h] = _mm512_max_epu16(top[h], _mm512_max_epu16(_mm512_abs_epi16(v0), _mm512_abs_epi16(v1)));
                 }
             }
             for (int i = 0; i < 4; i++) {
@@ -176,13 +253,16 @@ static void reduce512(int16_t *e, const uint8_t *u, const int8_t *x, int32_t n, 
                 _mm512_storeu_si512(la, a[i]);
                 _mm512_storeu_si512(lb, b[i]);
                 for (int k = 0; k < 16; k++) {
-                    s1[16 * i % c + k] += la[k];
-                    s2[16 * i % c + k] += lb[k];
+                    const int channel = (32 * (i / 2) + paired(i % 2, k)) % c;
+                    s1[channel] += la[k];
+                    s2[channel] += lb[k];
                 }
             }
         }
-        for (int i = 0; i < 4; i++)
-            _mm512_storeu_si512(mx + 16 * i % c, _mm512_max_epi32(top[i], _mm512_loadu_si512(mx + 16 * i % c)));
+        for (int i = 0; i < 4; i++) {
+            const __m256i part = i % 2 ? _mm512_extracti64x4_epi64(top[i / 2], 1) : _mm512_castsi512_si256(top[i / 2]);
+            _mm512_storeu_si512(mx + 16 * i % c, _mm512_max_epi32(_mm512_cvtepu16_epi32(part), _mm512_loadu_si512(mx + 16 * i % c)));
+        }
         e += end;
         u += end;
         x += end;
@@ -233,23 +313,46 @@ static void bn_back512(const int16_t *e, int8_t *x, int32_t n, int32_t c, const 
         NAME(bn_back)(e, x, n, c, ce, cx, c0, key, base);
         return;
     }
-    if (WIDE(c)) {
+    if (WIDE(c)) { /* e and x are one pair, ce and cx the other, in halves of 16 bits: all sums modulo 2^32 */
         const int32_t end = n * c / 64 * 64;
-        const __m512i k1 = _mm512_set1_epi32((int)key.k1), lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        __m512i le[4], lx[4], l0[4], index = _mm512_add_epi32(lane, _mm512_set1_epi32((int)(base + key.k0)));
-        for (int i = 0; i < 4; i++) {
-            le[i] = _mm512_loadu_si512(ce + 16 * i % c);
-            lx[i] = _mm512_loadu_si512(cx + 16 * i % c);
-            l0[i] = _mm512_loadu_si512(c0 + 16 * i % c);
-        }
-        for (int32_t at = 0; at < end; at += 64, index = _mm512_add_epi32(index, _mm512_set1_epi32(64))) {
-            __m512i v[4];
-            for (int i = 0; i < 4; i++) {
-                const __m512i r = dither512(_mm512_add_epi32(index, _mm512_set1_epi32(16 * i)), k1);
-                v[i] = _mm512_add_epi32(_mm512_mullo_epi32(load_i16(e + at + 16 * i), le[i]), _mm512_mullo_epi32(load_i8(x + at + 16 * i), lx[i]));
-                v[i] = _mm512_srai_epi32(_mm512_add_epi32(v[i], _mm512_add_epi32(l0[i], r)), 22);
+        const __m512i k1 = _mm512_set1_epi32((int)key.k1);
+        int32_t lane[4][16], low[4][16], high[4][16], add[4][16], any = 0;
+        __m512i first[4], lo[4], hi[4], l0[4];
+        for (int k = 0; k < 4; k++) {
+            for (int i = 0; i < 16; i++) {
+                const int at = 32 * (k / 2) + paired(k % 2, i), channel = at % c;
+                const int32_t he = (ce[channel] + 32768) >> 16, hx = (cx[channel] + 32768) >> 16;
+                lane[k][i] = at;
+                low[k][i] = both16(ce[channel], cx[channel]);
+                high[k][i] = both16(he, hx);
+                add[k][i] = c0[channel];
+                any |= he | hx;
             }
-            store64_signed(x + at, v[0], v[1], v[2], v[3]);
+            first[k] = _mm512_loadu_si512(lane[k]);
+            lo[k] = _mm512_loadu_si512(low[k]);
+            hi[k] = _mm512_loadu_si512(high[k]);
+            l0[k] = _mm512_loadu_si512(add[k]);
+        }
+        for (int32_t at = 0; at < end; at += 64) {
+            const __m512i index = _mm512_set1_epi32((int)(base + (uint32_t)at + key.k0));
+            __m512i w[2];
+            soon(x + at);
+            for (int h = 0; h < 2; h++) {
+                soon(e + at + 32 * h);
+                const __m512i ev = _mm512_loadu_si512(e + at + 32 * h), xv = words_s8(x + at + 32 * h);
+                __m512i v[2];
+                for (int i = 0; i < 2; i++) {
+                    const int k = 2 * h + i;
+                    const __m512i p = i ? pair1(ev, xv) : pair0(ev, xv);
+                    v[i] = _mm512_add_epi32(l0[k], dither512(_mm512_add_epi32(index, first[k]), k1));
+                    v[i] = _mm512_dpwssd_epi32(v[i], p, lo[k]);
+                    if (any)
+                        v[i] = _mm512_add_epi32(v[i], _mm512_slli_epi32(_mm512_madd_epi16(p, hi[k]), 16));
+                    v[i] = _mm512_srai_epi32(v[i], 22);
+                }
+                w[h] = _mm512_packs_epi32(v[0], v[1]);
+            }
+            _mm512_storeu_si512(x + at, bytes_in_order(_mm512_max_epi8(_mm512_packs_epi16(w[0], w[1]), _mm512_set1_epi8(-127))));
         }
         e += end;
         x += end;
@@ -296,6 +399,8 @@ static int32_t merge512(int16_t *e1, const int16_t *e2, uint32_t n, int32_t s1, 
         const even512 c1 = even_of(s1), c2 = even_of(s2);
         __m512i top = _mm512_setzero_si512();
         for (; i + 32 <= n; i += 32) {
+            soon(e1 + i);
+            soon(e2 + i);
             const __m512i sum = _mm512_adds_epi16(even16(_mm512_loadu_si512(e1 + i), c1), even16(_mm512_loadu_si512(e2 + i), c2));
             const __m512i v = _mm512_max_epi16(sum, _mm512_set1_epi16(-32767));
             _mm512_storeu_si512(e1 + i, v);
@@ -313,15 +418,18 @@ static void stats512(const int16_t *y, int32_t n, int32_t c, int64_t *m1, int64_
         NAME(stats)(y, n, c, m1, m2);
         return;
     }
-    if (WIDE(c) && n * c < 65536 * 64) {
-        const int32_t end = n * c / 64 * 64;
+    if (WIDE(c) && n * c < 65536 * 64) { /* pairs as in reduce512; the sum of two squares is at most 2^31 */
+        const int32_t end = n * c / 128 * 128;
+        const __m512i one = _mm512_set1_epi16(1);
         __m512i sum[4], low[4], high[4];
         for (int i = 0; i < 4; i++)
             sum[i] = low[i] = high[i] = _mm512_setzero_si512();
-        for (int32_t at = 0; at < end; at += 64)
+        for (int32_t at = 0; at < end; at += 128)
             for (int i = 0; i < 4; i++) {
-                const __m512i v = load_i16(y + at + 16 * i), w = low16(v), sq = _mm512_madd_epi16(w, w);
-                sum[i] = _mm512_add_epi32(sum[i], v);
+                soon(y + at + 32 * i);
+                const __m512i v0 = _mm512_loadu_si512(y + at + 32 * (i / 2)), v1 = _mm512_loadu_si512(y + at + 32 * (i / 2) + 64);
+                const __m512i p = i % 2 ? pair1(v0, v1) : pair0(v0, v1), sq = _mm512_madd_epi16(p, p);
+                sum[i] = _mm512_dpwssd_epi32(sum[i], p, one);
                 low[i] = _mm512_add_epi32(low[i], low16(sq));
                 high[i] = _mm512_add_epi32(high[i], _mm512_srli_epi32(sq, 16));
             }
@@ -332,8 +440,9 @@ static void stats512(const int16_t *y, int32_t n, int32_t c, int64_t *m1, int64_
             _mm512_storeu_si512(ll, low[i]);
             _mm512_storeu_si512(lh, high[i]);
             for (int k = 0; k < 16; k++) {
-                m1[16 * i % c + k] += ls[k];
-                m2[16 * i % c + k] += (int64_t)ll[k] + ((int64_t)lh[k] << 16);
+                const int channel = (32 * (i / 2) + paired(i % 2, k)) % c;
+                m1[channel] += ls[k];
+                m2[channel] += (int64_t)ll[k] + ((int64_t)lh[k] << 16);
             }
         }
         y += end;
@@ -383,13 +492,64 @@ static void interleave512(const int8_t *e, int8_t *out, int32_t rows, int32_t co
     }
 }
 
+/* Up to 16 positions x 16 channels of bytes, transposed: out[ch * plane + x] for the positions in `mask`; those from n on are zero. */
+static inline void transpose512(const uint8_t *in, int32_t pix, int32_t n, uint8_t *out, int32_t plane, __mmask16 mask)
+{
+    const __m512i lanes = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    __m512i z[4];
+    for (int k = 0; k < 4; k++) { /* dword ch of z[k]: positions 4k to 4k + 3 of channel ch */
+        if (pix == 16 && 4 * k + 4 <= n) {
+            z[k] = _mm512_loadu_si512(in + 64 * k);
+        } else {
+            z[k] = _mm512_setzero_si512();
+#define POSITION(i)                                                                                                                                \
+    if (4 * k + (i) < n)                                                                                                                           \
+        z[k] = _mm512_inserti32x4(z[k], _mm_loadu_si128((const __m128i *)(const void *)(in + (4 * k + (i)) * pix)), i);
+            POSITION(0)
+            POSITION(1)
+            POSITION(2)
+            POSITION(3)
+#undef POSITION
+        }
+        z[k] = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(lanes, z[k]), bytes);
+    }
+    {
+        const __m512i a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpackhi_epi32(z[0], z[1]);
+        const __m512i c = _mm512_unpacklo_epi32(z[2], z[3]), d = _mm512_unpackhi_epi32(z[2], z[3]);
+        z[0] = _mm512_unpacklo_epi64(a, c); /* lane i: channel 4i */
+        z[1] = _mm512_unpackhi_epi64(a, c);
+        z[2] = _mm512_unpacklo_epi64(b, d);
+        z[3] = _mm512_unpackhi_epi64(b, d);
+    }
+#define CHANNEL(i, k) _mm_mask_storeu_epi8(out + (4 * (i) + (k)) * plane, mask, _mm512_extracti32x4_epi32(z[k], i));
+#define CHANNELS(i) CHANNEL(i, 0) CHANNEL(i, 1) CHANNEL(i, 2) CHANNEL(i, 3)
+    CHANNELS(0)
+    CHANNELS(1)
+    CHANNELS(2)
+    CHANNELS(3)
+#undef CHANNELS
+#undef CHANNEL
+}
+
 static void planar512(const uint8_t *in, uint8_t *out, int32_t rows, int32_t cols, int32_t in_row, int32_t c_of, int32_t plane, int32_t row,
                       int32_t stride)
 {
-    if ((c_of & 0xffff) % 16)
+    const int32_t pix = c_of >> 16, c = c_of & 0xffff;
+    if (c % 16) {
         NAME(planar)(in, out, rows, cols, in_row, c_of, plane, row, stride);
-    else
-        planar16(in, out, rows, cols, in_row, c_of, plane, row, stride);
+        return;
+    }
+    for (int32_t k = 0; k < c; k += 16)
+        for (int32_t y = 0; y < rows; y++)
+            for (int32_t ph = 0; ph < stride; ph++) {
+                const int32_t n = (cols - ph + stride - 1) / stride;
+                for (int32_t x = 0; x < row; x += 16) {
+                    const int32_t wide = min32(row - x, 16);
+                    transpose512(in + y * in_row + (ph + x * stride) * pix + k, stride * pix, n - x, out + k * plane + (y * stride + ph) * row + x, plane,
+                                 (__mmask16)((1u << wide) - 1));
+                }
+            }
 }
 
 /* 32 weights a round: a plane's four bytes are the lanes' mask */

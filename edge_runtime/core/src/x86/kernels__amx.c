@@ -224,32 +224,69 @@ void fmpq_igemm_amx(const fmpq_igemm *j)
 
 /* --- weight gradient --------------------------------------------------------------------------------------------- */
 
+/* The errors of one block of channels, four positions a group, and where the activations of a step begin. Maps are taken in one of two ways: row
+ * by row, or as one long row with the planes' own pitch, where the errors between the rows are zero: long tiles cost no more than short ones. */
 typedef struct gradient {
     const fmpq_dw *j;
-    int32_t m;            /* input channels of a tile */
-    int32_t groups, steps; /* of a row: steps of so many groups of four positions */
+    int32_t m;              /* input channels of a tile */
+    int32_t groups, steps;  /* of a row: steps of so many groups */
+    int32_t rows, pitch;    /* rows, and bytes of activations from one to the next */
 } gradient;
 
+#define LONG_ROW 320 /* groups that a long row may have: 20 KB */
+
+/* A long row of at most 2 groups more than needed, in steps of at least half a tile; 0 if there is none. */
+static int32_t long_row(const fmpq_dw *j)
+{
+    const int32_t need = (j->rows * j->a_row + 3) / 4;
+    int32_t best = 0, fewest = INT32_MAX;
+    for (int32_t n = need; n <= need + 2 && n <= LONG_ROW; n++)
+        if (n / largest_divisor(n, 16) < fewest) {
+            best = n;
+            fewest = n / largest_divisor(n, 16);
+        }
+    return fewest * 3 < j->rows * (j->cols4 / largest_divisor(j->cols4, 16)) * 2 ? best : 0;
+}
+
+/* e of block cb, position (y, x) at y * a_row + x */
+static void lengthen(const fmpq_dw *j, int32_t cb, int8_t *out, int32_t groups)
+{
+    const int8_t *e = j->e + cb * 64;
+    memset(out, 0, (size_t)groups * 64);
+    for (int32_t y = 0; y < j->rows; y++) {
+        const int32_t at = y * j->a_row;
+        const __m128i left = _mm_cvtsi32_si128(at % 4 * 8), right = _mm_cvtsi32_si128(32 - at % 4 * 8);
+        int8_t *o = out + at / 4 * 64;
+        __m512i before = _mm512_load_si512(o); /* the row above may end in this group */
+        for (int32_t x = 0; x < j->cols4; x++, e += (size_t)j->cop * 4, o += 64) {
+            const __m512i v = _mm512_loadu_si512(e);
+            _mm512_store_si512(o, _mm512_or_si512(before, _mm512_sll_epi32(v, left)));
+            before = _mm512_srl_epi32(v, right);
+        }
+        if (at % 4)
+            _mm512_store_si512(o, before);
+    }
+}
+
 /* Sums over the map for `NT` taps of m input channels and 16 output channels. */
-#define EACH_TAP(NT, DO) DO(0) if (NT > 1) { DO(1) } if (NT > 2) { DO(2) } if (NT > 3) { DO(3) } if (NT > 4) { DO(4) }
-#define LOAD(t) _tile_loadd(t, g + (size_t)(t) * tap_step, 64);
-#define STORE(t) _tile_stored(t, g + (size_t)(t) * tap_step, 64);
-#define SUM(t)                                                                                                                                     \
-    _tile_loadd(5, at + j->tap_off[tap + (t)], plane);                                                                                             \
-    _tile_dpbusd(t, 5, 6);
+#define EACH_TAP(NT, DO) DO(0, 5) if (NT > 1) { DO(1, 6) } if (NT > 2) { DO(2, 5) } if (NT > 3) { DO(3, 6) } if (NT > 4) { DO(4, 5) }
+#define LOAD(t, operand) _tile_loadd(t, g + (size_t)(t) * tap_step, 64);
+#define STORE(t, operand) _tile_stored(t, g + (size_t)(t) * tap_step, 64);
+#define SUM_BY(t, operand)                                                                                                                         \
+    _tile_loadd(operand, at + j->tap_off[tap + (t)], plane);                                                                                       \
+    _tile_dpbusd(t, operand, 7);
 #define TAPS(NT)                                                                                                                                   \
-    static void taps_##NT(const gradient *f, int32_t cb, int32_t tap, int32_t ci)                                                                  \
+    static void taps_##NT(const gradient *f, const int8_t *e, size_t erow, int32_t cb, int32_t tap, int32_t ci)                                    \
     {                                                                                                                                              \
         const fmpq_dw *j = f->j;                                                                                                                   \
-        const size_t plane = (size_t)j->plane, erow = (size_t)j->cop * 4, tap_step = (size_t)j->ci * 16;                                           \
-        const int8_t *e = j->e + cb * 64;                                                                                                          \
+        const size_t plane = (size_t)j->plane, tap_step = (size_t)j->ci * 16;                                                                      \
         int32_t *g = j->g + ((cb - j->cb0) * j->taps + tap) * j->ci * 16 + ci * 16;                                                               \
         EACH_TAP(NT, LOAD)                                                                                                                         \
-        for (int32_t y = 0; y < j->rows; y++) {                                                                                                    \
-            const uint8_t *at = j->a + ci * j->plane + y * j->a_row;                                                                               \
+        for (int32_t y = 0; y < f->rows; y++) {                                                                                                    \
+            const uint8_t *at = j->a + ci * j->plane + y * f->pitch;                                                                               \
             for (int32_t k = 0; k < f->steps; k++, e += erow * (size_t)f->groups, at += 4 * f->groups) {                                           \
-                _tile_loadd(6, e, erow);                                                                                                           \
-                EACH_TAP(NT, SUM)                                                                                                                  \
+                _tile_loadd(7, e, erow);                                                                                                           \
+                EACH_TAP(NT, SUM_BY)                                                                                                               \
             }                                                                                                                                      \
         }                                                                                                                                          \
         EACH_TAP(NT, STORE)                                                                                                                        \
@@ -262,28 +299,35 @@ TAPS(5)
 
 void fmpq_dw_amx(const fmpq_dw *j)
 {
-    gradient f = {j, largest_divisor(j->ci, 16), largest_divisor(j->cols4, 16), 0};
-    f.steps = j->cols4 / f.groups;
+    int8_t row[LONG_ROW * 64] __attribute__((aligned(64)));
+    const int32_t groups = long_row(j);
+    gradient f = {j, largest_divisor(j->ci, 16), largest_divisor(groups ? groups : j->cols4, 16), 0, groups ? 1 : j->rows, j->a_row};
+    f.steps = (groups ? groups : j->cols4) / f.groups;
     if ((f.m < 8 && j->ci > 16) || f.groups < 2) {
         fmpq_kernels_avx512vnni.dw(j);
         return;
     }
-    shape(5, 1, f.m, f.groups * 4);
-    for (int32_t cb = j->cb0; cb < j->cb1; cb++)
+    shape(5, 2, f.m, f.groups * 4);
+    for (int32_t cb = j->cb0; cb < j->cb1; cb++) {
+        const int8_t *e = groups ? row : j->e + cb * 64;
+        const size_t erow = groups ? 64 : (size_t)j->cop * 4;
+        if (groups)
+            lengthen(j, cb, row, groups);
         for (int32_t ci = 0; ci < j->ci; ci += f.m)
             for (int32_t t = 0, left; (left = j->taps - t) > 0;)
                 if (left >= 5 && left != 6) {
-                    taps_5(&f, cb, t, ci);
+                    taps_5(&f, e, erow, cb, t, ci);
                     t += 5;
                 } else if (left == 4) {
-                    taps_4(&f, cb, t, ci);
+                    taps_4(&f, e, erow, cb, t, ci);
                     t += 4;
                 } else if (left >= 3) {
-                    taps_3(&f, cb, t, ci);
+                    taps_3(&f, e, erow, cb, t, ci);
                     t += 3;
                 } else {
-                    taps_1(&f, cb, t, ci);
+                    taps_1(&f, e, erow, cb, t, ci);
                     t += 1;
                 }
+    }
     _tile_release();
 }
