@@ -30,6 +30,7 @@ def render(folder: Path = RESULTS) -> str:
     pages = [
         ("bench-b64.json", batch_64),
         ("bench-b1.json", batch_1),
+        ("bench-avx512vnni.json", avx512),
         ("bench-avx2.json", avx2),
         ("bench-scaling.json", scaling),
         ("bench-memory.json", memory),
@@ -112,6 +113,16 @@ def batch_1(result: dict[str, Any]) -> str:
     """One image a step."""
     return _train(
         result, "A step of one image", "train --model resnet20 --bits 4 --batch 1 --threads 1 --against torch", ""
+    )
+
+
+def avx512(result: dict[str, Any]) -> str:
+    """Without the matrix unit."""
+    return _train(
+        result,
+        "Without the matrix unit",
+        "train --model resnet20 --bits 4 --batch 64 --threads 1 --against torch --isa avx512vnni",
+        "The core on AVX512-VNNI alone, against the peak of that; PyTorch's fp32 does not use the matrix unit anyway.\n",
     )
 
 

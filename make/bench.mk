@@ -7,6 +7,8 @@ ALL_PEERS := torch,ort-training,executorch
 bench: setup  ## measure speed and memory beside other trainers; writes benchmarks/results/bench-*.json and docs/performance.md
 	$(BIN)/fedmpq bench train --model resnet20 --bits 4 --batch 64 --threads 1 --against $(ALL_PEERS) --json > $(RESULTS)/bench-b64.json
 	$(BIN)/fedmpq bench train --model resnet20 --bits 4 --batch 1 --threads 1 --against torch --json > $(RESULTS)/bench-b1.json
+	$(BIN)/fedmpq bench train --model resnet20 --bits 4 --batch 64 --threads 1 --against torch --isa avx512vnni --json \
+	  > $(RESULTS)/bench-avx512vnni.json
 	$(BIN)/fedmpq bench train --model resnet20 --bits 4 --batch 64 --threads 1 --against torch --isa avx2 --json > $(RESULTS)/bench-avx2.json
 	$(BIN)/fedmpq bench scaling --model resnet20 --bits 4 --json > $(RESULTS)/bench-scaling.json
 	$(BIN)/fedmpq bench memory --model resnet20 --bits 4 --batch 1,64 --json > $(RESULTS)/bench-memory.json

@@ -55,47 +55,90 @@ static void merge_same(fmpq_session *s, uint32_t t, uint32_t other, int32_t ex2,
     a->ex = xo;
 }
 
-/* error of tensor t += the option-A error of record i's output, spread to even positions and the skip's channels */
+/* The error of a record with an option-A shortcut, spread to the even positions and the channels of the tensor that the shortcut reads. */
+typedef struct spread_pass {
+    const fmpq_session *s;
+    const fmpq_record *r;
+    int16_t *e1;
+    const int16_t *e2;
+    uint32_t out_size;
+    uint32_t h, w, c;     /* of the tensor */
+    uint32_t step, first; /* channels of e2 a position, first one carried */
+    int32_t s1, s2;
+    int32_t top[64]; /* a worker each */
+} spread_pass;
+
+/* the largest error among the channels that the shortcut carries */
+static void carried_max(void *arg, uint32_t sample, uint32_t worker)
+{
+    spread_pass *f = arg;
+    const int16_t *e2 = f->e2 + (size_t)sample * f->out_size + f->first;
+    for (uint32_t k = 0; k < (uint32_t)f->r->h_out * f->r->w_out; k++) {
+        const int32_t top = f->s->k->max16(e2 + (size_t)k * f->step, f->c);
+        f->top[worker] = top > f->top[worker] ? top : f->top[worker];
+    }
+}
+
+static void spread(void *arg, uint32_t sample, uint32_t worker)
+{
+    spread_pass *f = arg;
+    int16_t *e1 = f->e1 + (size_t)sample * f->h * f->w * f->c;
+    const int16_t *e2 = f->e2 + (size_t)sample * f->out_size + f->first;
+    int32_t top;
+    for (uint32_t y = 0; y < f->h; y++)
+        for (uint32_t x = 0; x < f->w; x++) {
+            int16_t *o = e1 + (y * f->w + x) * f->c;
+            if ((y | x) & 1u)
+                f->s->k->merge(o, o, f->c, f->s1, 63);
+            else
+                f->s->k->merge(o, e2 + (y / 2 * f->r->w_out + x / 2) * f->step, f->c, f->s1, f->s2);
+        }
+    top = f->s->k->max16(e1, f->h * f->w * f->c);
+    f->top[worker] = top > f->top[worker] ? top : f->top[worker];
+}
+
+static int32_t most_of(spread_pass *f)
+{
+    int32_t most = 0;
+    for (uint32_t k = 0; k < f->s->plan.threads; k++)
+        most = f->top[k] > most ? f->top[k] : most;
+    memset(f->top, 0, sizeof(f->top));
+    return most;
+}
+
+/* error of tensor t += the option-A error of record i's output */
 static void merge_option_a(fmpq_session *s, uint32_t t, uint32_t i)
 {
     fmpq_tensor_error *a = &s->err[t];
     const fmpq_tensor_error *b = &s->err[i + 1];
     const fmpq_record *r = &s->p->rec[i], *from = &s->p->rec[t - 1];
-    const uint32_t c = from->cout, w = from->w_out, n = (uint32_t)from->h_out * w * c;
     const int kept = s->d[i].compact; /* only the carried channels are there */
-    const uint32_t step = kept ? c : r->cout, first = kept ? 0 : r->skip_pad_c;
-    int32_t xo, s1, s2, mx2 = 0;
-    /* the largest error among the channels that the shortcut carries */
-    for (uint32_t k = 0; k < s->count * r->h_out * r->w_out; k++) {
-        const int32_t top = s->k->max16((const int16_t *)(const void *)(s->base + b->offset) + (size_t)k * step + first, c);
-        mx2 = top > mx2 ? top : mx2;
-    }
+    spread_pass f;
+    int32_t mx2;
+    memset(&f, 0, sizeof(f));
+    f.s = s;
+    f.r = r;
+    f.e1 = (int16_t *)(void *)(s->base + a->offset);
+    f.e2 = (const int16_t *)(const void *)(s->base + b->offset);
+    f.out_size = s->d[i].out_size;
+    f.h = from->h_out;
+    f.w = from->w_out;
+    f.c = from->cout;
+    f.step = kept ? f.c : r->cout;
+    f.first = kept ? 0 : r->skip_pad_c;
+    fmpq_run(s, carried_max, &f, s->count);
+    mx2 = most_of(&f);
     if (!mx2)
         return;
-    if (!a->mx) {
-        s1 = s2 = 0;
-        xo = b->ex;
+    if (a->mx) {
+        int32_t xo;
+        merge_shifts(a, b->ex, mx2, &xo, &f.s1, &f.s2);
+        a->ex = xo;
     } else {
-        merge_shifts(a, b->ex, mx2, &xo, &s1, &s2);
+        a->ex = b->ex;
     }
-    a->mx = 0;
-    for (uint32_t k = 0; k < s->count; k++) {
-        int16_t *e1 = (int16_t *)(void *)(s->base + a->offset) + (size_t)k * n;
-        const int16_t *e2 = (const int16_t *)(const void *)(s->base + b->offset) + (size_t)k * s->d[i].out_size;
-        int32_t most;
-        for (uint32_t y = 0; y < from->h_out; y++)
-            for (uint32_t x = 0; x < w; x++) {
-                int16_t *o = e1 + (y * w + x) * c;
-                if ((y | x) & 1u) {
-                    s->k->merge(o, o, c, s1, 63);
-                    continue;
-                }
-                s->k->merge(o, e2 + (y / 2 * r->w_out + x / 2) * step + first, c, s1, s2);
-            }
-        most = s->k->max16(e1, n);
-        a->mx = most > a->mx ? most : a->mx;
-    }
-    a->ex = xo;
+    fmpq_run(s, spread, &f, s->count);
+    a->mx = most_of(&f);
 }
 
 /* A buffer of `size` elements holds an error to a tensor with (ex, mx): make it, or merge it into, that tensor's error. */
