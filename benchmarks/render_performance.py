@@ -122,7 +122,7 @@ def avx512(result: dict[str, Any]) -> str:
         result,
         "Without the matrix unit",
         "train --model resnet20 --bits 4 --batch 64 --threads 1 --against torch --isa avx512vnni",
-        "The core on AVX512-VNNI alone, against the peak of that; PyTorch's fp32 does not use the matrix unit anyway.\n",
+        "The core on AVX512-VNNI alone, against the peak of that; PyTorch's fp32 never uses the matrix unit.\n",
     )
 
 
