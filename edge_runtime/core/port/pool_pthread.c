@@ -4,16 +4,24 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef void (*task_fn)(void *arg, uint32_t task, uint32_t worker);
 
+/* The tasks of one thread: a range that it works off from the front; whoever is done first helps the others. */
+struct share {
+    _Alignas(64) atomic_uint next; /* a cache line each: the owner counts undisturbed */
+    uint32_t end;
+};
+
 struct fmpq_threads {
+    struct share share[64];
     pthread_mutex_t lock;
     pthread_cond_t start, done;
     task_fn fn;
     void *arg;
-    uint32_t tasks, n;
-    atomic_uint next, busy, generation, stop;
+    uint32_t n;
+    atomic_uint busy, generation, stop;
     int caller_sleeps; /* under the lock */
     pthread_t thread[64];
 };
@@ -38,11 +46,10 @@ static void breathe(void)
 
 static void work(fmpq_threads *p, uint32_t worker)
 {
-    for (;;) {
-        const uint32_t task = atomic_fetch_add(&p->next, 1);
-        if (task >= p->tasks)
-            return;
-        p->fn(p->arg, task, worker);
+    for (uint32_t i = 0; i < p->n; i++) {
+        struct share *s = &p->share[(worker + i) % p->n];
+        for (uint32_t task; (task = atomic_fetch_add(&s->next, 1)) < s->end;)
+            p->fn(p->arg, task, worker);
     }
 }
 
@@ -88,8 +95,11 @@ static void run(void *ctx, task_fn fn, void *arg, uint32_t tasks)
     /* nobody works now: the last call waited for all */
     p->fn = fn;
     p->arg = arg;
-    p->tasks = tasks;
-    atomic_store(&p->next, 0);
+    /* A task is a sample, and the same thread gets it in every pass: its tensors are in that core's cache. */
+    for (uint32_t i = 0; i < p->n; i++) {
+        atomic_store(&p->share[i].next, (uint32_t)((uint64_t)tasks * i / p->n));
+        p->share[i].end = (uint32_t)((uint64_t)tasks * (i + 1) / p->n);
+    }
     atomic_store(&p->busy, p->n - 1);
     pthread_mutex_lock(&p->lock);
     atomic_fetch_add(&p->generation, 1);
@@ -113,9 +123,10 @@ fmpq_threads *fmpq_threads_new(uint32_t n)
     fmpq_threads *p;
     if (n < 1 || n > 64)
         return NULL;
-    p = calloc(1, sizeof(*p));
+    p = aligned_alloc(64, sizeof(*p));
     if (!p)
         return NULL;
+    memset(p, 0, sizeof(*p));
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->start, NULL);
     pthread_cond_init(&p->done, NULL);
