@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,8 @@ FLEET = "load"
 
 
 def serve(settings: dict[str, Any]) -> None:
-    """The coordinator's process."""
+    """The coordinator's process; ended by SIGTERM it takes its broker along."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     where = Where(FLEET, port=settings["port"], insecure=not settings["secrets"], workers=settings["workers"])
     service = Service(Path(settings["dir"]), RunConfig(**settings["config"]),
                       recorded.load(Path(settings["origin"])), None, where,

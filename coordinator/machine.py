@@ -426,6 +426,8 @@ class Machine:
             same = assignment["ref"] == ref
             reason = ("", "") if same else ("duplicate", f"the device has answered: {assignment['state']}")
             return [self._ack(device, refusal.round, "refusal", payload, *reason)]
+        if refusal.plan != assignment["plan_sha"]:  # that plan has been replaced since, and the answer got lost
+            return [self._ack(device, refusal.round, "refusal", payload, "", ""), *self._plan(assignment)]
         detail = refusal.detail
         if refusal.reason == "memory":
             smaller = rounds.replan(run, row, assignment, refusal.limit_bytes)

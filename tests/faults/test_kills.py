@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.killing import COORDINATOR, Hub, Kill, Outcome, memory_folder
+from tests.helpers.killing import COORDINATOR, Hub, Kill, Operated, Outcome, memory_folder
 
 FULL = os.environ.get("FEDMPQ_KILLS") == "full"
 ROOT = Path(__file__).parents[2]
@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[2]
 MESSAGES = 24
 DEVICE_KILLS = 100 if FULL else 6
 #: Transitions that no undisturbed run makes.
-RARE = {
-    "extend", "refusal", "complaint", "damaged", "malformed", "failed", "refused-update", "other", "control", "replan",
-}  # fmt: skip
+RARE = {"extend", "refusal", "complaint", "damaged", "malformed", "failed", "refused-update", "other"}
+#: Those of a run with an operator and with devices whose memory changes.
+OPERATED = {"control", "replan"}
 
 report: dict[str, object] = {}
 
@@ -71,7 +71,7 @@ def unharmed(outcome: Outcome, plain: Outcome) -> None:
 def test_every_point_in_the_sources_is_passed(plain: Outcome) -> None:
     """A fault point (or a transaction) that the matrix does not know fails here."""
     passed = {name for points in plain.passed.values() for name in points}
-    known = {name.rpartition(":")[0] for name in passed} | RARE
+    known = {name.rpartition(":")[0] for name in passed} | RARE | OPERATED
     for folder in ("coordinator", "edge_runtime"):
         for path in (ROOT / folder).rglob("*.py"):
             for call in ast.walk(ast.parse(path.read_text())):
@@ -132,6 +132,28 @@ def test_coordinator_is_killed_at_every_passage_of_every_point(folder: Path, pla
     assert len(done) >= 200
     # Messages and births come in an order that differs from run to run, so their last passages may not come.
     assert missed <= len(kills) // 20
+
+
+@pytest.mark.timeout(1800)
+def test_operated_runs_are_killed_at_wishes_and_smaller_plans(folder: Path) -> None:
+    plain = Operated(folder / "plain").play(60)
+    unharmed(plain, plain)
+    kills = [
+        Kill(COORDINATOR, point, count)
+        for point, times in sorted(plain.passed[COORDINATOR].items())
+        if point.partition(":")[0] in OPERATED
+        for count in range(1, times + 1)
+    ]
+    assert {kill.point.partition(":")[0] for kill in kills} == OPERATED
+    second = [kill.point for kill in kills]
+    done: list[Kill] = []
+    for number, kill in enumerate(kills if FULL else random.Random(4).sample(kills, 3)):
+        again = Kill(COORDINATOR, second[number % len(second)], 1, 2)
+        outcome = Operated(folder / str(number), kills=[kill, again]).play(60)
+        unharmed(outcome, plain)
+        done += outcome.kills
+    report["operated"] = {"points": len({k.point for k in kills}), "passages": len(kills), "kills": len(done)}
+    assert len(done) >= (len(kills) if FULL else 3)  # every run had one, most two
 
 
 @pytest.mark.timeout(1800)

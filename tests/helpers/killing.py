@@ -16,20 +16,21 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fedmpq.coordinator.config import RunConfig
 from fedmpq.coordinator.journal import Journal
 from fedmpq.coordinator.machine import Machine
 from fedmpq.coordinator.run_state import RunState
 from fedmpq.coordinator.server import Server
-from fedmpq.edge_runtime import core, faults
+from fedmpq.edge_runtime import core, faults, topics
 from fedmpq.edge_runtime.agent import Agent, Options
 from fedmpq.edge_runtime.profile import Limits, trials_in_process
+from fedmpq.edge_runtime.protocol import CoordState, FloatProfile, Job, Profile, RoundState, decode, encode
 from fedmpq.edge_runtime.store import Store
 from fedmpq.edge_runtime.topics import matches
 from fedmpq.edge_runtime.transport import Connected, Event, Incoming, Traffic, Will
@@ -221,6 +222,7 @@ class Hub:
         if not os.WIFSIGNALED(status):
             trouble = self.folder / f"error-{name}-{self.lives[name]}"
             assert os.WEXITSTATUS(status) == 0, trouble.read_text() if trouble.is_file() else f"{name}: {status}"
+            self.left(name)
             return
         kill = self.kills.get((name, self.lives[name]))
         assert kill is not None, f"{name} was killed by somebody else"
@@ -228,6 +230,9 @@ class Hub:
         if participant.will is not None:
             self.route(participant.will.topic, participant.will.payload, retain=True)
         self.start(name)
+
+    def left(self, name: str) -> None:
+        """A participant has ended by itself."""
 
     # --- in the forked processes ----------------------------------------------------------------------------------
 
@@ -271,8 +276,10 @@ class Hub:
             server.step()
         run.close()
 
+    agent_type: type[Agent] = Agent
+
     def _agent(self, name: str, transport: PipeTransport) -> Agent:
-        return Agent(
+        return self.agent_type(
             Options("fleet", name, Limits(self.limits[name]), until_finished=True, will_delay_s=0),
             transport,
             Store(self.folder / f"device-{name}", name),
@@ -303,6 +310,78 @@ class Hub:
         return Outcome(model, self.done, begun, stored, accepted, passed)
 
 
+class Changing(Agent):
+    """A device whose memory changes: d1's has shrunk when its plan comes, d2's after its first round.
+
+    What d1 profiles is more than it has, so it refuses its first plan of every round; d2 tells its new budget between
+    rounds.
+    """
+
+    SHRUNK: ClassVar[dict[str, int]] = {"d1": 3, "d2": 2}
+
+    def _make_profile(self, coord: CoordState) -> Profile | FloatProfile:
+        profile = super()._make_profile(coord)
+        if self.options.device == "d1":
+            self.options = replace(self.options, limits=Limits(self._shrunk(coord)))
+        return profile
+
+    def _look_at_memory(self) -> None:
+        profile = None if self._profile is None else decode(topics.PROFILE, self._profile)
+        if self.options.device != "d2" or not isinstance(profile, Profile) or self._store.record.update is None:
+            return
+        assert self._coord is not None
+        small = self._shrunk(self._coord)
+        if profile.budget_bytes != small:
+            self._profile = encode(replace(profile, budget_bytes=small))
+            self._profile_settled = False
+            self._timer["profile"].reset()
+
+    def _shrunk(self, coord: CoordState) -> int:
+        assert isinstance(coord.job, Job)
+        return plan_limit(config(batch=coord.job.settings.batch), self.SHRUNK[self.options.device])
+
+
+class Operated(Hub):
+    """A run that is paused after its first round, cancelled in its second and resumed both times, on changing devices.
+
+    The parent is the operator. Each wish waits for what it depends on to be journalled, so every run of the scenario
+    has the same result.
+    """
+
+    agent_type = Changing
+    #: The operator's wishes, each with the phase and round in which it is made.
+    WISHES = (("pause", "collect", 1), ("resume", "waiting", 1), ("cancel", "collect", 2), ("resume", "cancelled", 2))
+    _wishes = 0
+
+    def turn(self) -> None:
+        super().turn()
+        request = self.folder / "run" / "request"
+        told = self.retained.get(topics.Topics("fleet").round)
+        if self._wishes == len(self.WISHES) or told is None or request.exists():
+            return
+        verb, phase, number = self.WISHES[self._wishes]
+        state = decode(topics.ROUND, told)
+        assert isinstance(state, RoundState)
+        if (state.phase, state.round) != (phase, number) or (phase == "waiting" and not self._told_budget()):
+            return
+        temporary = request.with_name(".request")
+        temporary.write_text(verb)
+        temporary.replace(request)
+        self._wishes += 1
+
+    def left(self, name: str) -> None:
+        """Devices end with a cancelled run; a supervisor starts them again."""
+        if name != COORDINATOR and COORDINATOR in self.running:
+            self.start(name)
+
+    def _told_budget(self) -> bool:
+        """Whether the coordinator has journalled the budget that d2 has from the second round on."""
+        journal = Journal(self.folder / "run", read_only=True)
+        row = journal.row("SELECT limit_bytes FROM devices WHERE device='d2'")
+        journal.close()
+        return row is not None and row["limit_bytes"] == plan_limit(self.config, Changing.SHRUNK["d2"])
+
+
 def memory_folder() -> str | None:
     """A file system in memory where there is one: a kill keeps what a process wrote, synced or not."""
     memory = Path("/dev/shm")
@@ -320,4 +399,4 @@ def plan_bytes_of(made: RunConfig) -> Callable[[tuple[int, ...]], int]:
     return planner_of(PROGRAM, made.settings)
 
 
-__all__ = ["COORDINATOR", "Hub", "Kill", "Outcome"]
+__all__ = ["COORDINATOR", "Hub", "Kill", "Operated", "Outcome"]

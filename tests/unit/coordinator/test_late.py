@@ -100,12 +100,12 @@ def test_late_rounds_need_a_run_of_changes(tmp_path: Path) -> None:
         config(late_rounds=1, aggregation="models")
 
 
-def refusal(made: Fleet, name: str, limit: int) -> list[protocol.Message]:
+def refusal(made: Fleet, name: str, limit: int, plan: str = "") -> list[protocol.Message]:
     row = made.run.round_row()
     assert row is not None
     assignment = made.run.assignment(row["round"], name)
     assert assignment is not None
-    message = protocol.Refusal("test", row["round"], assignment["plan_sha"], "memory", 1, limit, "the arena")
+    message = protocol.Refusal("test", row["round"], plan or assignment["plan_sha"], "memory", 1, limit, "the arena")
     return decoded(made.machine.handle(topics.UPDATE, name, protocol.encode(message)))
 
 
@@ -144,3 +144,17 @@ def test_a_round_in_which_too_many_fail_stops_the_run(tmp_path: Path) -> None:
     refusal(made, "c", 1)
     with pytest.raises(RoundError, match="2 of 3 devices refused or were rejected"):
         made.tick()
+
+
+def test_a_refusal_that_comes_again_gets_the_smaller_plan_again(tmp_path: Path) -> None:
+    made = fleet(tmp_path, min_devices=3, retries=2)
+    made.tick()
+    assignment = made.run.assignment(1, "c")
+    assert assignment is not None
+    limit = limits(x=5)["x"]
+    told = [refusal(made, "c", limit, assignment["plan_sha"]) for _ in range(4)]
+    assert all(answers == told[0] for answers in told)
+    assert len(made.run.journal.rows("SELECT * FROM events WHERE kind='replanned'")) == 1
+    made.route(made.machine.birth())
+    made.play()
+    assert {a["state"] for a in made.run.assignments(1)} == {"accepted"}
