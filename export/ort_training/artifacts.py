@@ -70,7 +70,7 @@ def build(
         )
     training = copy.deepcopy(graph)
     positions = _positions(module, (channels, height, width))
-    statistics = [(output, key, positions.get(key, 0)) for output, key in _train_batch_norm(onnx, training)]
+    statistics = [(output, key, positions.get(key, 0)) for output, key in train_batch_norm(training)]
     with tempfile.TemporaryDirectory(prefix="fedmpq-export-") as folder:
         files = Path(folder)
         _generate(training, trained, files / "train", [_LOGITS, *(output for output, _, _ in statistics)], title)
@@ -135,12 +135,14 @@ def _exported(onnx: Any, module: nn.Module, image: tuple[int, int, int], name: s
     return graph
 
 
-def _train_batch_norm(onnx: Any, graph: Any) -> list[tuple[str, str]]:
-    """Switches every BatchNormalization to training.
+def train_batch_norm(graph: Any) -> list[tuple[str, str]]:
+    """Switches every BatchNormalization of an ONNX model to training: batch statistics, running ones as outputs.
 
     Returns:
         (output, input) of each running mean and variance: the output is the input's value after the step.
     """
+    import onnx
+
     statistics = []
     for node in graph.graph.node:
         if node.op_type == "BatchNormalization":

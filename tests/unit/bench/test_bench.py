@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from benchmarks import render_performance
 from fedmpq.bench import compare, memory, scaling
 from fedmpq.bench.job import Job
 from fedmpq.cli import _arena_plot
@@ -59,14 +58,5 @@ def test_the_arena_is_drawn_with_every_buffer_inside() -> None:
     assert titles == ["state: 60 bytes at 0, ops 0 to 7", "a <x-hat>: 40 bytes at 60, ops 0 to 5"]
 
 
-def _renderer() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("render_performance", ROOT / "benchmarks" / "render_performance.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_performance_page_is_what_the_files_give() -> None:
-    assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == _renderer().render()
+    assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == render_performance.render()

@@ -12,9 +12,6 @@ from typing import Any
 
 from fedmpq.bench.job import Job
 
-_IR_VERSION = 9
-_OPSET = 15
-
 
 def prepare(job: Job) -> None:
     """Exports the model to ONNX and generates training artifacts."""
@@ -23,6 +20,7 @@ def prepare(job: Job) -> None:
     from onnxruntime.training import artifacts
 
     from fedmpq.bench.engines.pytorch import module, tensors
+    from fedmpq.export.ort_training.artifacts import IR_VERSION, OPSET, train_batch_norm
 
     folder = job.file("")
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,12 +31,12 @@ def prepare(job: Job) -> None:
         for values in (*model.parameters(), *(x for x in model.buffers() if x.is_floating_point())):
             values.add_(torch.rand_like(values), alpha=1e-3)
     torch.onnx.export(
-        model, (images,), str(path), dynamo=False, opset_version=_OPSET, do_constant_folding=False,
+        model, (images,), str(path), dynamo=False, opset_version=OPSET, do_constant_folding=False,
         training=torch.onnx.TrainingMode.PRESERVE, input_names=["images"], output_names=["logits"],
         dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
     )  # fmt: skip
     graph = onnx.load(str(path))
-    graph.ir_version = _IR_VERSION
+    graph.ir_version = IR_VERSION
     train_batch_norm(graph)
     trained = [name for name, _ in model.named_parameters()]
     kept = [x.name for x in graph.graph.initializer if x.name not in trained]
@@ -47,21 +45,8 @@ def prepare(job: Job) -> None:
         optimizer=artifacts.OptimType.SGD, artifact_directory=str(folder),
     )  # fmt: skip
     optimizer = onnx.load(str(folder / "optimizer_model.onnx"))
-    optimizer.ir_version = _IR_VERSION
+    optimizer.ir_version = IR_VERSION
     onnx.save(optimizer, str(folder / "optimizer_model.onnx"))
-
-
-def train_batch_norm(graph: Any) -> None:
-    """Switches every BatchNormalization to training: batch statistics, running ones as further outputs."""
-    import onnx
-
-    for node in graph.graph.node:
-        if node.op_type == "BatchNormalization":
-            kept = [x for x in node.attribute if x.name != "training_mode"]
-            del node.attribute[:]
-            node.attribute.extend([*kept, onnx.helper.make_attribute("training_mode", 1)])
-            del node.output[1:]
-            node.output.extend([f"{node.output[0]}_mean", f"{node.output[0]}_var"])
 
 
 class OrtEngine:
