@@ -3,7 +3,8 @@
     python benchmarks/facts.py            rewrite the table
     python benchmarks/facts.py --check    exit 1 if README differs (CI)
 
-Each benchmarks/results/demo-<data>.json is what `fedmpq demo --data <data> --json` printed.
+Each benchmarks/results/demo-<data>.json is what `fedmpq demo --data <data> --json` printed; the other files and their
+commands stand in docs/performance.md, docs/arm.md and docs/results.md.
 """
 
 from __future__ import annotations
@@ -31,6 +32,55 @@ def facts(results: Path) -> str:
         "|---|---:|---:|---|---|---|",
     ]
     return "\n".join([*head, *rows]) + "\n"
+
+
+def lines(results: Path) -> str:
+    """What the core, a board and one device reach."""
+
+    def read(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((results / name).read_text())
+        return found
+
+    big, small, memory = read("bench-b64.json"), read("bench-b1.json"), read("bench-memory.json")
+    ratios, ours = big["ratio_vs"], big["results"][0]
+    bytes_of = {row["batch"]: row["planned_bytes"] for row in memory["results"]}
+    board = next(
+        row
+        for row in read("arm.json")["boards"]
+        if row["core"] == "Cortex-M7" and row["bits"] == 4 and row["available"] == 256 << 10
+    )
+    runs = {_setting(run): run["test_accuracy"] for run in read("centralised-cifar10.json")["runs"] if _first(run)}
+    texts = [
+        (
+            f"- **Speed**: a training step of ResNet20 at 4 bits on one core of a desk machine takes 64 images at"
+            f" {ours['images_per_s']:,.0f} a second: {ratios['torch']:.1f} × PyTorch, {ratios['ort_training']:.1f} ×"
+            f" ONNX Runtime training, {ratios['executorch']:,.0f} × ExecuTorch training in the same run; one image at"
+            f" {small['ratio_vs']['torch']:.1f} × PyTorch ([performance](docs/performance.md))."
+        ),
+        (
+            f"- **Memory**, everything a step needs, planned = measured: {bytes_of[1]:,} bytes for one image,"
+            f" {bytes_of[64]:,} for 64."
+        ),
+        (
+            f"- **A microcontroller**: ResNet8 on 32×32×3 at 4 bits, every layer with its batch-norm, in"
+            f" {board['total']:,} of {board['available']:,} bytes of an (emulated) Cortex-M7 ([ARM](docs/arm.md))."
+        ),
+        (
+            f"- **Learning**: ResNet20 on CIFAR-10, 10 epochs on one device: {runs['float']:.1f} % in fp32,"
+            f" {runs[8, 8]:.1f} % at 8 bits, {runs[4, 4]:.1f} % at 4, {runs[2, 4]:.1f} % at 2"
+            " ([results](docs/results.md))."
+        ),
+    ]
+    return "\n" + "\n".join(texts) + "\n"
+
+
+def _first(run: dict[str, Any]) -> bool:
+    return bool(run["options"]["seed"] == 0 and not run["options"]["guard"])
+
+
+def _setting(run: dict[str, Any]) -> str | tuple[int, int]:
+    options = run["options"]
+    return "float" if options["engine"] == "float" else (options["bits"], options["act_bits"])
 
 
 def _row(path: Path) -> str:
@@ -68,7 +118,8 @@ def main() -> None:
     """Rewrite or check."""
     readme = ROOT / "README.md"
     old = readme.read_text()
-    new = rewrite(old, facts(ROOT / "benchmarks/results"))
+    results = ROOT / "benchmarks/results"
+    new = rewrite(old, facts(results) + lines(results))
     if sys.argv[1:] == ["--check"]:
         if new != old:
             raise SystemExit("README's facts are not those of benchmarks/results: run python benchmarks/facts.py")
