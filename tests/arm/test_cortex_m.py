@@ -96,10 +96,11 @@ def test_the_recorded_state(name, case, roomy):
     _check_run(load(name), case, roomy)
 
 
-def test_the_m7_takes_three_halves_of_an_instruction_a_multiply_add():
-    """ResNet8 at 4 bits in 256 KB; counted by the emulator, 36,276,096 multiply-adds a sample."""
-    fields = _check_run(load("stm32f746"), "resnet8-n4-b1", 2)
-    assert int(fields["instructions"]) <= 1.5 * 36_276_096
+@pytest.mark.parametrize(("name", "most"), [("stm32f746", 1.5), ("corstone-300", 0.3)])
+def test_instructions_a_multiply_add(name, most):
+    """ResNet8 at 4 bits, in 256 KB on the M7; counted by the emulator, 36,276,096 multiply-adds a sample."""
+    fields = _check_run(load(name), "resnet8-n4-b1", 2)
+    assert int(fields["instructions"]) <= most * 36_276_096
 
 
 @pytest.fixture
@@ -164,7 +165,7 @@ def test_each_kernel_equals_the_scalar_one(name, table, tmp_path):
     elf = firmware.program(roomy, [folder / "variants.c", folder / "bare_metal.c"], given, tmp_path, "variants.elf")
     code, text = _run(roomy, elf)
     assert code == 0, text[-500:]
-    assert text.count(" equal ") == 11
+    assert text.count(" equal ") == 13
 
 
 def test_what_does_not_fit_does_not_link():

@@ -14,6 +14,13 @@ typedef uint32_t __attribute__((aligned(1), may_alias)) any_word;
 
 static void forwards(uint8_t *o, const uint8_t *p, size_t n)
 {
+#if defined(__ARM_FEATURE_MVE)
+    __asm__ volatile("wlstp.8 lr, %[n], 2f\n1:\n\tvldrb.8 q0, [%[p]], #16\n\tvstrb.8 q0, [%[o]], #16\n\tletp lr, 1b\n2:\n"
+                     : [o] "+r"(o), [p] "+r"(p)
+                     : [n] "r"(n)
+                     : "lr", "memory", "q0");
+    return;
+#endif
     for (; n >= 16; n -= 16, o += 16, p += 16) {
         const any_word *w = (const any_word *)(const void *)p;
         const uint32_t a = w[0], b = w[1], c = w[2], d = w[3];
@@ -66,6 +73,13 @@ void *memset(void *to, int value, size_t n)
 {
     uint8_t *o = to;
     const uint32_t word = (uint32_t)(value & 255) * 0x01010101u;
+#if defined(__ARM_FEATURE_MVE)
+    __asm__ volatile("vdup.32 q0, %[word]\n\twlstp.8 lr, %[n], 2f\n1:\n\tvstrb.8 q0, [%[o]], #16\n\tletp lr, 1b\n2:\n"
+                     : [o] "+r"(o)
+                     : [n] "r"(n), [word] "r"(word)
+                     : "lr", "memory", "q0");
+    return to;
+#endif
     for (; n >= 32; n -= 32, o += 32) {
         AS_WRITTEN;
         for (int i = 0; i < 8; i++)

@@ -6,7 +6,7 @@
 
 /* Convolution of one sample as an implicit matrix product over taps.
  * out[y][x][co] = sat16(reven(sum_tap sum_ci a[y*a_row + x*a_pix + tap_off[tap] + ci] * w + corr[co], shift))
- * a: unsigned bytes, groups of 4 channels; w: [tap][cp/4][cop][4] signed bytes; the weights are w, or 2*w + w_low when w_low is given. */
+ * a: unsigned bytes, groups of 4 channels, the calling thread's own: a kernel may change them if it puts them back; w: [tap][cp/4][cop][4] signed bytes; the weights are w, or 2*w + w_low when w_low is given. */
 typedef struct fmpq_igemm {
     const uint8_t *a;
     const int8_t *w, *w_low;
@@ -22,7 +22,7 @@ typedef struct fmpq_igemm {
 } fmpq_igemm;
 
 /* Weight gradient of one sample: g[cb][tap][ci][16] += sum over output positions a * e.
- * a: planar [ci] planes of `plane` bytes, readable for 16 bytes more; position (y, x) of tap at y*a_row + x + tap_off[tap]; e: [row][cols4][cop][4] signed bytes, zero past the width. */
+ * a: planar [ci] planes of `plane` bytes, readable for 16 bytes more, the calling thread's own as above; position (y, x) of tap at y*a_row + x + tap_off[tap]; e: [row][cols4][cop][4] signed bytes, zero past the width. */
 typedef struct fmpq_dw {
     const uint8_t *a;
     const int8_t *e;
@@ -69,10 +69,23 @@ typedef struct fmpq_kernels {
     /* bit-planes `bytes` apart (sign first, then n of magnitude) to and from weights; count is a multiple of 8 */
     void (*unpack)(const uint8_t *planes, uint32_t bytes, int n, uint32_t count, int16_t *q);
     void (*pack)(uint8_t *planes, uint32_t bytes, int n, uint32_t count, const int16_t *q);
+    /* u = clamp(u + table[q], +-2^30) for n weights; |u|, |table| <= 2^30; table points at the term of q = 0 */
+    void (*terms)(int32_t *u, const int16_t *q, uint32_t n, const int32_t *table);
+    /* the low bytes of n weights, a multiple of four: four next to each other, fours `step` bytes apart */
+    void (*deal)(const int16_t *q, uint32_t n, uint8_t *w, uint32_t step);
+    /* the low bytes of four rows of n weights, rows `apart` elements apart: w[4 * k + row]; sum[k] -= 128 * the four weights */
+    void (*quads)(const int16_t *q, uint32_t apart, uint32_t n, uint8_t *w, int32_t *sum);
+    /* u[k] = g[16 * k] for n weights: one output channel of a gradient */
+    void (*column)(const int32_t *g, int32_t *u, uint32_t n);
 } fmpq_kernels;
 
+/* those of all tables without better ones: planes.c, update.c, pack.c, weight_gradient.c */
 void fmpq_unpack_scalar(const uint8_t *planes, uint32_t bytes, int n, uint32_t count, int16_t *q);
 void fmpq_pack_scalar(uint8_t *planes, uint32_t bytes, int n, uint32_t count, const int16_t *q);
+void fmpq_terms_scalar(int32_t *u, const int16_t *q, uint32_t n, const int32_t *table);
+void fmpq_deal_scalar(const int16_t *q, uint32_t n, uint8_t *w, uint32_t step);
+void fmpq_quads_scalar(const int16_t *q, uint32_t apart, uint32_t n, uint8_t *w, int32_t *sum);
+void fmpq_column_scalar(const int32_t *g, int32_t *u, uint32_t n);
 
 extern const fmpq_kernels fmpq_kernels_scalar;
 const fmpq_kernels *fmpq_kernels_get(void);

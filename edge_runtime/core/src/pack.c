@@ -23,18 +23,33 @@ static void unpack(const fmpq_session *s, uint32_t r, uint32_t first, uint32_t c
     fmpq_effective(q, count, l->n, l->g);
 }
 
-/* n weights as bytes, four next to each other, fours `step` bytes apart; split: the upper part, the lowest bit goes to `low` */
-static void deal(const int16_t *q, uint32_t n, uint8_t *w, uint8_t *low, uint32_t step, int split)
+void fmpq_deal_scalar(const int16_t *q, uint32_t n, uint8_t *w, uint32_t step)
 {
-    for (uint32_t k = 0; k + 4 <= n; k += 4, w += step) {
+    for (uint32_t k = 0; k < n; k += 4, w += step)
         for (uint32_t i = 0; i < 4; i++)
-            w[i] = (uint8_t)(split ? q[k + i] >> 1 : q[k + i]);
-        if (!split)
-            continue;
-        for (uint32_t i = 0; i < 4; i++)
-            low[i] = (uint8_t)(q[k + i] & 1);
-        low += step;
+            w[i] = (uint8_t)q[k + i];
+}
+
+void fmpq_quads_scalar(const int16_t *q, uint32_t apart, uint32_t n, uint8_t *w, int32_t *sum)
+{
+    for (uint32_t k = 0; k < n; k++) {
+        int32_t all = 0;
+        for (uint32_t j = 0; j < 4; j++) {
+            all += q[j * apart + k];
+            w[4 * k + j] = (uint8_t)q[j * apart + k];
+        }
+        sum[k] -= 128 * all;
     }
+}
+
+/* weights of eight bits as twice their upper part, the lowest bit to `low` */
+static void deal_split(const int16_t *q, uint32_t n, uint8_t *w, uint8_t *low, uint32_t step)
+{
+    for (uint32_t k = 0; k < n; k += 4, w += step, low += step)
+        for (uint32_t i = 0; i < 4; i++) {
+            w[i] = (uint8_t)(q[k + i] >> 1);
+            low[i] = (uint8_t)(q[k + i] & 1);
+        }
 }
 
 /* one output channel; its input channels fill fours */
@@ -47,7 +62,10 @@ static void pack_row(const fmpq_session *s, uint32_t i, uint32_t co, uint8_t *w,
     for (uint32_t k0 = 0; k0 < len; k0 += ROW_CHUNK) {
         const uint32_t n = len - k0 < ROW_CHUNK ? len - k0 : ROW_CHUNK;
         unpack(s, i, co * len + k0, n, q);
-        deal(q, n, w + k0 / 4 * step, low + k0 / 4 * step, step, split);
+        if (split)
+            deal_split(q, n, w + k0 / 4 * step, low + k0 / 4 * step, step);
+        else
+            s->k->deal(q, n, w + k0 / 4 * step, step);
         for (uint32_t k = 0; signed_input && k < n; k++)
             *corr -= q[k] * fmpq_zero_read(s->p, r, s->plan.act_bits, (k0 + k) % r->cin);
     }
@@ -101,14 +119,17 @@ static void pack_four(const fmpq_session *s, uint32_t i, uint32_t first, uint32_
     int16_t q[4][ROW_CHUNK / 4];
     for (uint32_t j = 0; j < 4; j++)
         unpack(s, i, first + j * s->d[i].row_len, n, q[j]);
+    if (!split) {
+        s->k->quads(q[0], ROW_CHUNK / 4, n, w, sum);
+        return;
+    }
     for (uint32_t k = 0; k < n; k++) {
-        for (uint32_t j = 0; j < 4; j++)
-            w[4 * k + j] = (uint8_t)(split ? q[j][k] >> 1 : q[j][k]);
+        for (uint32_t j = 0; j < 4; j++) {
+            w[4 * k + j] = (uint8_t)(q[j][k] >> 1);
+            low[4 * k + j] = (uint8_t)(q[j][k] & 1);
+        }
         sum[k] -= 128 * (q[0][k] + q[1][k] + q[2][k] + q[3][k]);
     }
-    for (uint32_t k = 0; split && k < n; k++)
-        for (uint32_t j = 0; j < 4; j++)
-            low[4 * k + j] = (uint8_t)(q[j][k] & 1);
 }
 
 void fmpq_pack_backward(const fmpq_session *s, uint32_t i, const fmpq_geometry *t, int32_t phase, uint32_t ci0, uint32_t n_ci, uint8_t *w,

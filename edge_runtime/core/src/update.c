@@ -57,11 +57,10 @@ void fmpq_terms_of(const fmpq_session *s, uint32_t r, fmpq_terms *t)
     t->f = f;
 }
 
-/* U plus the terms of each weight, within +-2^30 */
-static void add_terms(int32_t *u, const int16_t *q, uint32_t len, const int32_t *terms)
+void fmpq_terms_scalar(int32_t *u, const int16_t *q, uint32_t n, const int32_t *table)
 {
-    for (uint32_t k = 0; k < len; k++) {
-        const int32_t v = u[k], t = terms[q[k]], h = (v >> 1) + (t >> 1); /* half of the sum, rounded down or one less */
+    for (uint32_t k = 0; k < n; k++) {
+        const int32_t v = u[k], t = table[q[k]], h = (v >> 1) + (t >> 1); /* half of the sum, rounded down or one less */
         u[k] = (uint32_t)(h + (1 << 29)) < 1u << 30 ? v + t : h < 0 ? -(1 << 30) : 1 << 30;
     }
 }
@@ -94,7 +93,7 @@ void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, uint32_t off, ui
     }
     /* u is within 2^30 already: nothing to do where nothing is added */
     if (t->f && (decay.m || s->hyper->has_lasso))
-        add_terms(u, q, len, t->table + t->f);
+        s->k->terms(u, q, len, t->table + t->f);
     for (uint32_t k = 0; !t->f && (decay.m || s->hyper->has_lasso || v8) && k < len; k++) {
         int64_t w = u[k];
         uint32_t a;

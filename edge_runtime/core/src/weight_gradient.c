@@ -97,6 +97,12 @@ static void to_weights(void *arg, uint32_t sample, uint32_t worker)
     sample_of(arg, sample, worker, GRADIENT);
 }
 
+void fmpq_column_scalar(const int32_t *g, int32_t *u, uint32_t n)
+{
+    for (uint32_t k = 0; k < n; k++)
+        u[k] = g[16 * k];
+}
+
 /* gradient of the taps in work of row `row` (relative to the tile) into u: G' = rshift(G - zero * sum of errors, gs) */
 static void gather_row(const weight_pass *f, uint32_t row, int32_t *u)
 {
@@ -111,8 +117,10 @@ static void gather_row(const weight_pass *f, uint32_t row, int32_t *u)
     const int64_t *g64 = (const int64_t *)(const void *)(mine + f->w.g64) + first;
     const int64_t sum = ((const int32_t *)(const void *)(mine + f->w.sums))[co];
     if (!d->gs && r->input && !fmpq_zero(s->p, r->input)) {
-        for (uint32_t k = 0; k < taps * ci; k++)
-            u[k] = g[k * step];
+        if (step == 16)
+            s->k->column(g, u, taps * ci);
+        else
+            memcpy(u, g, taps * ci * sizeof(*u));
         return;
     }
     for (uint32_t k = 0; k < taps * ci; k++) {

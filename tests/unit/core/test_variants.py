@@ -25,7 +25,7 @@ def _runner() -> Path:
 def test_a_table_equals_the_scalar_one(isa, seed):
     done = subprocess.run([_runner(), str(seed), "150", isa], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-500:]
-    assert len(done.stdout.splitlines()) == 11
+    assert len(done.stdout.splitlines()) == 13
 
 
 def test_a_wrong_kernel_would_be_noticed(tmp_path):

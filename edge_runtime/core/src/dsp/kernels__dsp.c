@@ -259,4 +259,5 @@ static int available(void)
 const fmpq_kernels fmpq_kernels_dsp = {
     .name = "dsp", .available = available, .igemm = igemm, .dw = dw, .stats = stats, .norm = norm, .act = act,
     .reduce = reduce, .bn_back = bn_back, .merge = merge, .max16 = max16, .quant = quant, .bias = bias, .scale = scale,
-    .apply = NAME(apply), .planar = planar, .interleave = interleave, .unpack = unpack, .pack = pack};
+    .apply = NAME(apply), .planar = planar, .interleave = interleave, .unpack = unpack, .pack = pack,
+    ROW_TABLE};

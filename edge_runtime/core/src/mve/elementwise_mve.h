@@ -22,6 +22,15 @@ ALWAYS_INLINE uint32x4_t steps_u32(uint32_t step)
     return vmulq_n_u32(vidupq_n_u32(0, 1), step);
 }
 
+/* `body` once for each four of n words; the last ones are predicated */
+#define FOURS(body) "wlstp.32 lr, %[n], 2f\n1:\n\t" body "letp lr, 1b\n2:\n"
+#define BETWEEN(x, low, high) "vmin.s32 " x ", " x ", %q[" high "]\n\tvmax.s32 " x ", " x ", %q[" low "]\n\t"
+/* four counters in q0 become mix() of them (docs/arithmetic.md, section 2); q1 is lost */
+#define HASH                                                                                                                                  \
+    "vshr.u32 q1, q0, #16\n\tveor q0, q0, q1\n\tvmul.i32 q0, q0, %[first]\n\tveor q0, q0, %q[k1]\n\tvshr.u32 q1, q0, #15\n\tveor q0, q0, q1\n\t" \
+    "vmul.i32 q0, q0, %[second]\n\tvshr.u32 q1, q0, #16\n\tveor q0, q0, q1\n\t"
+#define HASH_FACTORS [first] "r"(0x7feb352du), [second] "r"(0x846ca68bu)
+
 static void stats(const int16_t *y, int32_t n, int32_t c, int64_t *m1, int64_t *m2)
 {
     const uint16x8_t at = steps_u16((uint32_t)c);
@@ -87,7 +96,7 @@ static void act(const int8_t *x, uint8_t *out, int32_t n, int32_t c, const int32
                 int32_t out_shift, int32_t offset)
 {
     int32_t k = 0;
-    for (; k + 8 <= c; k += 8) {
+    for (; k + 8 <= c && skip_shift < 16; k += 8) {
         int16_t g[8];
         int32_t b[8];
         const int8_t *from = x + k;
@@ -102,20 +111,21 @@ static void act(const int8_t *x, uint8_t *out, int32_t n, int32_t c, const int32
         gamma = vldrhq_s16(g);
         b0 = even_of(b);
         b1 = odd_of(b);
-        for (int32_t p = n; p > 0; p--, from += c, to += c) {
-            const int16x8_t v = vldrbq_s16(from);
-            int32x4_t v0 = vaddq_s32(vmullbq_int_s16(v, gamma), b0), v1 = vaddq_s32(vmulltq_int_s16(v, gamma), b1);
-            uint16x8_t w;
-            if (other) {
-                const uint16x8_t s = vldrbq_u16(other);
-                v0 = vaddq_s32(v0, vshlq_r_s32(vreinterpretq_s32_u32(vmovlbq_u16(s)), skip_shift));
-                v1 = vaddq_s32(v1, vshlq_r_s32(vreinterpretq_s32_u32(vmovltq_u16(s)), skip_shift));
-                other += c;
-            }
-            w = vqmovunbq_s32(vreinterpretq_u16_s16(v), vshlq_r_s32(v0, -out_shift));
-            w = vqmovuntq_s32(w, vshlq_r_s32(v1, -out_shift));
-            vstrbq_u16(to, vreinterpretq_u16_u8(vqmovnbq_u16(vreinterpretq_u8_u16(w), w)));
-        }
+#define ACT(sum)                                                                                                                                   \
+    __asm__ volatile("dls lr, %[n]\n1:\n\tvldrb.s16 q0, [%[x]]\n\tvmullb.s16 q1, q0, %q[gamma]\n\tvmullt.s16 q2, q0, %q[gamma]\n\t"                 \
+                     "vadd.i32 q1, q1, %q[b0]\n\tvadd.i32 q2, q2, %q[b1]\n\t" sum "vshl.s32 q1, %[down]\n\tvshl.s32 q2, %[down]\n\t"                 \
+                     "vqmovunb.s32 q0, q1\n\tvqmovunt.s32 q0, q2\n\tvqmovnb.u16 q0, q0\n\tvstrb.16 q0, [%[out]]\n\t"                              \
+                     "add %[x], %[c]\n\tadd %[out], %[c]\n\tle lr, 1b\n"                                                                         \
+                     : [x] "+r"(from), [out] "+r"(to), [skip] "+r"(other)                                                                         \
+                     : [n] "r"(n), [c] "r"(c), [gamma] "w"(gamma), [b0] "w"(b0), [b1] "w"(b1), [down] "r"(-out_shift),                            \
+                       [up] "w"(vdupq_n_u16((uint16_t)(1u << skip_shift)))                                                                        \
+                     : "lr", "memory", "q0", "q1", "q2", "q3")
+        if (other)
+            ACT("vldrb.u16 q0, [%[skip]]\n\tadd %[skip], %[c]\n\tvmullb.u16 q3, q0, %q[up]\n\tvmullt.u16 q0, q0, %q[up]\n\t"
+                "vadd.i32 q1, q1, q3\n\tvadd.i32 q2, q2, q0\n\t");
+        else
+            ACT("");
+#undef ACT
     }
     for (; k < c; k += LANES)
         act_block(x + k, out + k, n, c, min32(c - k, LANES), gacc + k, bacc + k, skip ? skip + k : 0, skip_shift, out_shift, offset);
@@ -132,57 +142,42 @@ static void reduce(int16_t *e, const uint8_t *u, const int8_t *x, int32_t n, int
         int16_t *error = e + k;
         const uint8_t *out = u + k;
         const int8_t *hat = x + k;
-        int64_t product = 0;
-        uint16_t top = 0;
-        int32_t left = n;
-        for (; left > 0;) {
+        register uint32_t low __asm__("r4") = 0, high __asm__("r5") = 0;
+        uint32_t top = 0;
+        for (int32_t left = n; left > 0; left -= 65528) { /* a sum of 16-bit errors that fits */
             int32_t sum = 0;
-            for (int32_t some = min32(left, 65528), m = some; m > 0; m -= 8, left -= 8, error += 8 * c, out += 8 * c, hat += 8 * c) {
-                const mve_pred16_t in = vctp16q((uint32_t)m);
-                int16x8_t v = vldrhq_gather_shifted_offset_z_s16(error, at, in);
-                const uint16x8_t pass = vsubq_n_u16(vldrbq_gather_offset_z_u16(out, at, in), 1);
-                v = vpselq_s16(v, vdupq_n_s16(0), vcmphiq_u16(vdupq_n_u16(254), pass));
-                vstrhq_scatter_shifted_offset_p_s16(error, at, v, in);
-                sum = vaddvaq_s16(sum, v);
-                product = vmlaldavaq_s16(product, v, vldrbq_gather_offset_z_s16(hat, at, in));
-                top = vmaxavq_s16(top, v);
-            }
+            __asm__ volatile("dlstp.16 lr, %[n]\n1:\n\tvldrh.u16 q0, [%[e], %q[at], uxtw #1]\n\tvldrb.u16 q1, [%[u], %q[at]]\n\t"
+                             "vsub.i16 q1, q1, %q[one]\n\tvpt.u16 cs, q1, %q[most]\n\tvmovt.i16 q0, #0\n\tvstrh.16 q0, [%[e], %q[at], uxtw #1]\n\t"
+                             "vaddva.s16 %[sum], q0\n\tvldrb.s16 q1, [%[x], %q[at]]\n\tvmlaldava.s16 %[low], %[high], q0, q1\n\tvmaxav.s16 %[top], q0\n\t"
+                             "add %[e], %[e], %[c], lsl #1\n\tadd %[u], %[c]\n\tadd %[x], %[c]\n\tletp lr, 1b\n"
+                             : [e] "+r"(error), [u] "+r"(out), [x] "+r"(hat), [sum] "+Te"(sum), [low] "+r"(low), [high] "+r"(high), [top] "+r"(top)
+                             : [n] "r"(min32(left, 65528)), [c] "r"(8 * c), [one] "w"(vdupq_n_u16(1)), [most] "w"(vdupq_n_u16(254)), [at] "w"(at)
+                             : "lr", "memory", "q0", "q1");
             s1[k] += sum;
         }
-        s2[k] += product;
-        mx[k] = max32(mx[k], top);
+        s2[k] += (int64_t)((uint64_t)high << 32 | low);
+        mx[k] = max32(mx[k], (int32_t)top);
     }
-}
-
-/* mix() of four counters (docs/arithmetic.md, section 2) */
-ALWAYS_INLINE uint32x4_t hashed(uint32x4_t x, uint32x4_t k1)
-{
-    x = veorq_u32(x, vshrq_n_u32(x, 16));
-    x = vmulq_n_u32(x, 0x7feb352du);
-    x = veorq_u32(x, k1);
-    x = veorq_u32(x, vshrq_n_u32(x, 15));
-    x = vmulq_n_u32(x, 0x846ca68bu);
-    return veorq_u32(x, vshrq_n_u32(x, 16));
 }
 
 static void bn_back(const int16_t *e, int8_t *x, int32_t n, int32_t c, const int32_t *ce, const int32_t *cx, const int32_t *c0, fmpq_stream key,
                     uint32_t base)
 {
-    const uint32x4_t at = steps_u32((uint32_t)c), k1 = vdupq_n_u32(key.k1);
+    const uint32x4_t at = steps_u32((uint32_t)c), k1 = vdupq_n_u32(key.k1), dither = vdupq_n_u32(0x3fffff);
+    const int32x4_t bottom = vdupq_n_s32(-127);
     for (int32_t k = 0; k < c; k++) {
         const int16_t *error = e + k;
         int8_t *hat = x + k;
         uint32x4_t counter = vaddq_n_u32(at, base + key.k0 + (uint32_t)k);
-        for (int32_t m = n; m > 0; m -= 4, error += 4 * c, hat += 4 * c, counter = vaddq_n_u32(counter, (uint32_t)c * 4u)) {
-            const mve_pred16_t in = vctp32q((uint32_t)m);
-            const uint32x4_t dither = vshrq_n_u32(vshlq_n_u32(hashed(counter, k1), 10), 10);
-            int32x4_t v = vmulq_n_s32(vldrhq_gather_shifted_offset_z_s32(error, at, in), ce[k]);
-            v = vmlaq_n_s32(v, vldrbq_gather_offset_z_s32(hat, at, in), cx[k]);
-            v = vaddq_s32(vaddq_n_s32(v, c0[k]), vreinterpretq_s32_u32(dither));
-            /* saturated at 30 bits and shifted by 24: within a byte */
-            v = vmaxq_s32(vshrq_n_s32(vqshlq_n_s32(v, 2), 24), vdupq_n_s32(-127));
-            vstrbq_scatter_offset_p_s32(hat, at, v, in);
-        }
+        /* saturated at 30 bits and shifted by 24: within a byte */
+        __asm__ volatile(FOURS("vmov q0, %q[counter]\n\tvadd.i32 %q[counter], %q[counter], %[c4]\n\t" HASH "vand q0, q0, %q[dither]\n\t"
+                               "vldrh.s32 q1, [%[e], %q[at], uxtw #1]\n\tvmla.s32 q0, q1, %[ce]\n\tvldrb.s32 q1, [%[x], %q[at]]\n\t"
+                               "vmla.s32 q0, q1, %[cx]\n\tvadd.i32 q0, q0, %[c0]\n\tvqshl.s32 q0, q0, #2\n\tvshr.s32 q0, q0, #24\n\t"
+                               "vmax.s32 q0, q0, %q[bottom]\n\tvstrb.32 q0, [%[x], %q[at]]\n\tadd %[e], %[e], %[c4], lsl #1\n\tadd %[x], %[c4]\n\t")
+                         : [e] "+r"(error), [x] "+r"(hat), [counter] "+w"(counter)
+                         : [n] "r"(n), [c4] "r"(4 * c), [ce] "r"(ce[k]), [cx] "r"(cx[k]), [c0] "r"(c0[k]), [at] "w"(at), HASH_FACTORS, [k1] "w"(k1),
+                           [dither] "w"(dither), [bottom] "w"(bottom)
+                         : "lr", "memory", "q0", "q1");
     }
 }
 
@@ -264,49 +259,6 @@ static void bias(const int8_t *e, uint8_t *a, int32_t n)
     for (; n > 0; n -= 16, e += 16, a += 16) {
         const mve_pred16_t in = vctp8q((uint32_t)n);
         vstrbq_p_u8(a, veorq_u8(vreinterpretq_u8_s8(vldrbq_z_s8(e, in)), top_bits()), in);
-    }
-}
-
-static void scale(const int32_t *g, int32_t *u, int32_t n, fmpq_fx mult)
-{
-    const int32x4_t top = vdupq_n_s32(1 << 30), bottom = vdupq_n_s32(-(1 << 30)), m = vdupq_n_s32((int32_t)mult.m);
-    const int32_t s = -mult.e;
-    if (!mult.m || s < 1 || s > 62) {
-        NAME(scale)(g, u, n, mult);
-        return;
-    }
-    if (s > 32) { /* the product's high half alone decides */
-        for (; n > 0; n -= 4, g += 4, u += 4) {
-            const mve_pred16_t in = vctp32q((uint32_t)n);
-            const int32x4_t v = vrshlq_n_s32(vmulhq_s32(vldrwq_z_s32(g, in), m), 32 - s);
-            vstrwq_p_s32(u, vmaxq_s32(vminq_s32(v, top), bottom), in);
-        }
-        return;
-    }
-    for (; n > 0; n -= 4, g += 4, u += 4) {
-        const mve_pred16_t in = vctp32q((uint32_t)n);
-        const int32x4_t v = vldrwq_z_s32(g, in);
-        int32x4_t high = vmulhq_s32(v, m);
-        const uint32x4_t low = vreinterpretq_u32_s32(vmulq_s32(v, m)), half = vdupq_n_u32(1u << (s - 1)), sum = vaddq_u32(low, half);
-        mve_pred16_t far;
-        high = vaddq_m_n_s32(high, high, 1, vcmphiq_u32(half, sum)); /* carry */
-        /* what saturates is far outside +-2^30; below, the low bits would spoil it */
-        far = vcmpltq_n_s32(high, (int32_t)(~0u << (s - 1)));
-        high = vorrq_s32(vqshlq_r_s32(high, 32 - s), vreinterpretq_s32_u32(vshlq_u32(sum, vdupq_n_s32(-s))));
-        high = vpselq_s32(bottom, high, far);
-        vstrwq_p_s32(u, vmaxq_s32(vminq_s32(high, top), bottom), in);
-    }
-}
-
-static void apply(int16_t *q, const int32_t *v, int32_t n, int32_t f, fmpq_stream key, uint32_t base)
-{
-    const uint32x4_t k1 = vdupq_n_u32(key.k1);
-    uint32x4_t counter = vaddq_n_u32(vidupq_n_u32(0, 1), base + key.k0);
-    for (; n > 0; n -= 4, q += 4, v += 4, counter = vaddq_n_u32(counter, 4)) {
-        const mve_pred16_t in = vctp32q((uint32_t)n);
-        const int32x4_t r = vreinterpretq_s32_u32(vshrq_n_u32(vshlq_n_u32(hashed(counter, k1), 8), 8));
-        const int32x4_t d = vsubq_s32(vldrhq_z_s32(q, in), vshrq_n_s32(vaddq_s32(vldrwq_z_s32(v, in), r), 24));
-        vstrhq_p_s32(q, vmaxq_s32(vminq_s32(d, vdupq_n_s32(f)), vdupq_n_s32(-f)), in);
     }
 }
 #endif

@@ -1,4 +1,4 @@
-/* Kernels that change how values lie: planes of channels, groups of four positions, bit-planes. */
+/* Kernels that change how values lie: planes of channels, groups of four positions. */
 #ifndef FMPQ_LAYOUT_MVE_H
 #define FMPQ_LAYOUT_MVE_H
 #include "elementwise_mve.h"
@@ -59,96 +59,6 @@ static void interleave(const int8_t *e, int8_t *out, int32_t rows, int32_t cols,
                 steps = 0;
             }
         }
-    }
-}
-
-/* 16 bits of a plane choose bytes of a vector */
-ALWAYS_INLINE mve_pred16_t bits_at(const uint8_t *p, const int two)
-{
-    return (mve_pred16_t)(two ? p[0] | p[1] << 8 : p[0]);
-}
-
-ALWAYS_INLINE void unpack_16(const uint8_t *planes, uint32_t bytes, int n, int16_t *q, const int two)
-{
-    const uint8_t *p = planes + bytes;
-    const mve_pred16_t sign = bits_at(planes, two);
-    uint8x16_t low = vdupq_n_u8(0), high = low;
-    int16x8x2_t v;
-    for (int k = 0; k < n && k < 8; k++, p += bytes)
-        low = vaddq_m_n_u8(low, low, (uint8_t)(1 << k), bits_at(p, two));
-    if (n < 8) {
-        const int8x16_t s = vnegq_m_s8(vreinterpretq_s8_u8(low), vreinterpretq_s8_u8(low), sign);
-        v.val[0] = vmovlbq_s8(s);
-        v.val[1] = vmovltq_s8(s);
-    } else {
-        const int8x16_t s = vpselq_s8(vdupq_n_s8(-1), vdupq_n_s8(0), sign);
-        for (int k = 8; k < n; k++, p += bytes)
-            high = vaddq_m_n_u8(high, high, (uint8_t)(1 << (k - 8)), bits_at(p, two));
-        for (int i = 0; i < 2; i++) {
-            const int16x8_t m = i ? vmovltq_s8(s) : vmovlbq_s8(s);
-            const uint16x8_t l = i ? vmovltq_u8(low) : vmovlbq_u8(low), h = i ? vmovltq_u8(high) : vmovlbq_u8(high);
-            v.val[i] = vsubq_s16(veorq_s16(vreinterpretq_s16_u16(vorrq_u16(l, vshlq_n_u16(h, 8))), m), m);
-        }
-    }
-    if (two) {
-        vst2q_s16(q, v);
-    } else {
-        int16_t all[16];
-        vst2q_s16(all, v);
-        vstrhq_s16(q, vldrhq_s16(all));
-    }
-}
-
-static void unpack(const uint8_t *planes, uint32_t bytes, int n, uint32_t count, int16_t *q)
-{
-    for (; count >= 16; count -= 16, planes += 2, q += 16)
-        unpack_16(planes, bytes, n, q, 1);
-    if (count >= 8)
-        unpack_16(planes, bytes, n, q, 0);
-}
-
-ALWAYS_INLINE void put_bits(uint8_t *p, mve_pred16_t bits, const int two)
-{
-    p[0] = (uint8_t)bits;
-    if (two)
-        p[1] = (uint8_t)(bits >> 8);
-}
-
-ALWAYS_INLINE void pack_16(uint8_t *planes, uint32_t bytes, int n, int16x8x2_t v, const int two)
-{
-    const int16x8_t m0 = vabsq_s16(v.val[0]), m1 = vabsq_s16(v.val[1]);
-    /* a sign: the high byte's top bit */
-    const int8x16_t signs = vmovntq_s16(vmovnbq_s16(vdupq_n_s8(0), vshrq_n_s16(v.val[0], 8)), vshrq_n_s16(v.val[1], 8));
-    const int low_planes = n < 8 ? n : 8;
-    int8x16_t mag = vmovntq_s16(vmovnbq_s16(signs, m0), m1);
-    uint8_t *p = planes + (uint32_t)low_planes * bytes;
-    put_bits(planes, vcmpltq_n_s8(signs, 0), two);
-    /* the plane at hand is the top bit of a byte */
-    mag = vshlq_r_s8(mag, 8 - low_planes);
-    for (int k = low_planes; k > 0; k--, p -= bytes) {
-        put_bits(p, vcmpltq_n_s8(mag, 0), two);
-        mag = vaddq_s8(mag, mag);
-    }
-    if (n <= 8)
-        return;
-    mag = vmovntq_s16(vmovnbq_s16(mag, vshrq_n_s16(m0, 8)), vshrq_n_s16(m1, 8));
-    mag = vshlq_r_s8(mag, 16 - n);
-    p = planes + (uint32_t)n * bytes;
-    for (int k = n; k > 8; k--, p -= bytes) {
-        put_bits(p, vcmpltq_n_s8(mag, 0), two);
-        mag = vaddq_s8(mag, mag);
-    }
-}
-
-static void pack(uint8_t *planes, uint32_t bytes, int n, uint32_t count, const int16_t *q)
-{
-    for (; count >= 16; count -= 16, planes += 2, q += 16)
-        pack_16(planes, bytes, n, vld2q_s16(q), 1);
-    if (count >= 8) {
-        int16_t all[16];
-        vstrhq_s16(all, vldrhq_s16(q));
-        vstrhq_s16(all + 8, vdupq_n_s16(0));
-        pack_16(planes, bytes, n, vld2q_s16(all), 0);
     }
 }
 #endif

@@ -190,5 +190,5 @@ static void planar256(const uint8_t *in, uint8_t *out, int32_t rows, int32_t col
 #define ELEMENTWISE_TABLE                                                                                                                          \
     .stats = NAME(stats), .norm = norm256, .act = act256, .reduce = reduce256, .bn_back = bn_back256, .merge = NAME(merge),                        \
     .max16 = NAME(max16), .quant = NAME(quant), .bias = NAME(bias), .scale = NAME(scale), .apply = NAME(apply), .planar = planar256,               \
-    .interleave = interleave256, .unpack = fmpq_unpack_scalar, .pack = fmpq_pack_scalar
+    .interleave = interleave256, .unpack = fmpq_unpack_scalar, .pack = fmpq_pack_scalar, ROW_TABLE
 #endif

@@ -601,5 +601,5 @@ static void pack512(uint8_t *planes, uint32_t bytes, int n, uint32_t count, cons
 #define ELEMENTWISE_TABLE                                                                                                                          \
     .stats = stats512, .norm = norm512, .act = act512, .reduce = reduce512, .bn_back = bn_back512, .merge = merge512, .max16 = NAME(max16),     \
     .quant = NAME(quant), .bias = NAME(bias), .scale = NAME(scale), .apply = NAME(apply), .planar = planar512, .interleave = interleave512, .unpack = unpack512,        \
-    .pack = pack512
+    .pack = pack512, ROW_TABLE
 #endif
