@@ -6,11 +6,11 @@ Both give the same bits. The trainer takes a module-like object with `Plan`, `La
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from fedmpq.coordinator.config import RunConfig
 from fedmpq.edge_runtime.protocol import Settings
-from fedmpq.edge_runtime.trainer import core_plan
+from fedmpq.edge_runtime.trainer import Layer, core_plan, load_layer
 from fedmpq.errors import ConfigError
 
 ENGINES = ("core", "torch")
@@ -61,31 +61,9 @@ class Engine:
         return self.api.ReferenceSession(self._parsed, plan, self.device)
 
 
-class Sendable(Protocol):
-    """One layer as it travels: bits, step, planes [sign, 1..bits] and parameters as bytes."""
-
-    @property
-    def bits(self) -> int:
-        """Magnitude planes."""
-
-    @property
-    def step(self) -> tuple[int, int]:
-        """Delta."""
-
-    @property
-    def planes(self) -> tuple[bytes, ...]:
-        """Sign plane, then magnitude planes from the least significant."""
-
-    @property
-    def params(self) -> bytes:
-        """Parameter blob."""
-
-
-def loaded(engine: Engine, config: RunConfig, layers: Sequence[Sendable]) -> Any:
+def loaded(engine: Engine, config: RunConfig, layers: Sequence[Layer]) -> Any:
     """A session that holds a model as a device would."""
     session = engine.session(config.settings, [layer.bits for layer in layers])
     for index, layer in enumerate(layers):
-        sign, *magnitudes = layer.planes
-        stored = (sign, *(bytes(len(sign)) for _ in range(config.guard)), *magnitudes)
-        session.load(index, engine.api.LayerState(layer.bits, config.guard, layer.step, stored, layer.params))
+        load_layer(engine.api, session, index, layer, config.guard)
     return session

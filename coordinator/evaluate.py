@@ -10,6 +10,7 @@ from fedmpq.coordinator.config import RunConfig
 from fedmpq.coordinator.engine import Engine, loaded
 from fedmpq.coordinator.global_model import GlobalModel
 from fedmpq.edge_runtime.shard import Images
+from fedmpq.edge_runtime.trainer import Layer
 from fedmpq.errors import DataError
 
 
@@ -49,7 +50,8 @@ class TestSet:
         """Sum of losses in 2**-16 nat, correct answers, images: exact."""
         scale: Any = "mse" if self.config.scale == "mse" else "max"
         act_bits = self.config.act_bits
-        layers = [planes.pack(model.layer_state(i, n, act_bits, scale=scale)) for i, n in enumerate(bits)]
+        packed = [planes.pack(model.layer_state(i, n, act_bits, scale=scale)) for i, n in enumerate(bits)]
+        layers = [Layer(layer.bits, layer.step, layer.planes, layer.params) for layer in packed]
         session = loaded(self.engine, self.config, layers)
         loss = correct = count = 0
         batch = self.config.batch

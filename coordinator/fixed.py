@@ -5,6 +5,8 @@ Scalars are Python integers (no width limit); arrays are numpy int64 whose calle
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -65,6 +67,11 @@ def rdiv_array(values: I64, divisor: int) -> I64:
 
 
 _MASK = 0xFFFFFFFF
+
+
+def median(values: Collection[int]) -> int:
+    """The middle of integers, the lower one of two."""
+    return sorted(values)[(len(values) - 1) // 2]
 
 
 def _mix(x: int, k1: int) -> int:

@@ -18,12 +18,13 @@ before comes back only within half of that. So at least half of the clients stay
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from math import isqrt
 
 from fedmpq.coordinator.config import RunConfig
-from fedmpq.coordinator.engine import Engine, Sendable, loaded
-from fedmpq.edge_runtime.trainer import Samples
+from fedmpq.coordinator.engine import Engine, loaded
+from fedmpq.coordinator.fixed import median
+from fedmpq.edge_runtime.trainer import Layer, Samples
 from fedmpq.errors import ConfigError
 
 #: One in units of a margin.
@@ -58,10 +59,10 @@ class Referee:
         if len(self._of) < 2:
             raise ConfigError(f"the referee has images of {len(self._of)} classes", "it needs at least two")
 
-    def margin(self, layers: Iterable[Sendable], round_no: int) -> int:
+    def margin(self, layers: Sequence[Layer], round_no: int) -> int:
         """The margin of one model, in 1/65536."""
         labels = self._labels(round_no)
-        session = loaded(self.engine, self.config, list(layers))
+        session = loaded(self.engine, self.config, layers)
         losses = []
         for own in labels:
             sums = [0] * len(labels)
@@ -108,10 +109,6 @@ def outliers(margins: Sequence[int], before: Collection[int] = ()) -> list[int]:
     """
     if len(margins) < CLIENTS:
         return []
-    middle = _median(margins)
-    room = SPREADS * max(LEAST_SPREAD, _median([abs(value - middle) for value in margins]))
+    middle = median(margins)
+    room = SPREADS * max(LEAST_SPREAD, median([abs(value - middle) for value in margins]))
     return [i for i, value in enumerate(margins) if middle - value > (room // 2 if i in before else room)]
-
-
-def _median(values: Sequence[int]) -> int:
-    return sorted(values)[(len(values) - 1) // 2]

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from fedmpq.coordinator import quantise
-from fedmpq.coordinator.fixed import I64, Fx, rdiv, shifted, shifted_array
+from fedmpq.coordinator.fixed import I64, Fx, median, rdiv, shifted, shifted_array
 from fedmpq.coordinator.global_model import GlobalLayer, GlobalModel
 from fedmpq.errors import RoundError
 
@@ -62,7 +62,7 @@ def cap_weights(raw: Mapping[str, int]) -> dict[str, int]:
     """Client weights, none above `WEIGHT_CAP` times the median."""
     if not raw:
         return {}
-    middle = sorted(raw.values())[(len(raw) - 1) // 2]
+    middle = median(raw.values())
     return {name: min(weight, WEIGHT_CAP * middle) for name, weight in raw.items()}
 
 
@@ -162,8 +162,8 @@ def _clip(moves: list[I64], steps: Sequence[Fx]) -> None:
         return
     squares = [_square(move) for move in moves]
     units = [max(1, shifted(mantissa, exponent + quantise.WEIGHT_BITS)) for mantissa, exponent in steps]
-    typical = _median(squares)
-    typical_by_step = _median([(square << 32) // unit for square, unit in zip(squares, units, strict=True)])
+    typical = median(squares)
+    typical_by_step = median([(square << 32) // unit for square, unit in zip(squares, units, strict=True)])
     for index, (square, unit) in enumerate(zip(squares, units, strict=True)):
         allowed = max(typical, typical_by_step * unit >> 32) * CLIP**2 >> 20
         if square > allowed:
@@ -175,7 +175,3 @@ def _square(move: I64) -> int:
     """Squared norm in 2**-32: changes, below 2**38, are taken in 2**-16 so that the sum fits int64."""
     coarse = shifted_array(move, -16)
     return int((coarse * coarse).sum())
-
-
-def _median(values: Sequence[int]) -> int:
-    return sorted(values)[(len(values) - 1) // 2]

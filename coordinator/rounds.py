@@ -14,7 +14,7 @@ from typing import Any
 
 from fedmpq.coordinator import aggregate, partial, quarantine, referee, robust, updates
 from fedmpq.coordinator.config import fx_of
-from fedmpq.coordinator.fixed import div, mul, norm
+from fedmpq.coordinator.fixed import div, median, mul, norm
 from fedmpq.coordinator.global_model import GlobalLayer, GlobalModel, read_layer
 from fedmpq.coordinator.journal import Row, ints
 from fedmpq.coordinator.policy import Allotment
@@ -325,7 +325,7 @@ def _left_out(run: RunState, row: Row, accepted: list[Row]) -> dict[str, str]:
     if run.referee is None:
         raise ConfigError('robust = "referee" needs images to judge with', "--referee SHARD, not the test shard")
     margins = [run.referee.margin(stored_layers(run, assignment), row["round"]) for assignment in accepted]
-    middle = sorted(margins)[(len(margins) - 1) // 2]
+    middle = median(margins)
     # The last round of each device before this one, and whether it was left out of it.
     query = (
         "SELECT a.device FROM assignments a JOIN events e ON e.round=a.round AND e.device=a.device "

@@ -87,11 +87,16 @@ def check_plan(plan: PlanMessage, program: Any) -> None:
 
 def load_layers(core: Any, session: Any, plan: PlanMessage, blob: Callable[[str], bytes]) -> None:
     """Load the plan's start weights; `blob` gives the bytes of a SHA-256. Guard planes start at zero."""
-    guard = plan.settings.guard
     for i, layer in enumerate(plan.layers):
-        sign, *magnitudes = (blob(sha256) for sha256 in layer.planes)
-        planes = (sign, *(bytes(len(sign)) for _ in range(guard)), *magnitudes)
-        session.load(i, core.LayerState(layer.bits, guard, layer.step, planes, blob(layer.params)))
+        planes = tuple(blob(sha256) for sha256 in layer.planes)
+        load_layer(core, session, i, Layer(layer.bits, layer.step, planes, blob(layer.params)), plan.settings.guard)
+
+
+def load_layer(core: Any, session: Any, index: int, layer: Layer, guard: int) -> None:
+    """Load one layer as it travels."""
+    sign, *magnitudes = layer.planes
+    planes = (sign, *(bytes(len(sign)) for _ in range(guard)), *magnitudes)
+    session.load(index, core.LayerState(layer.bits, guard, layer.step, planes, layer.params))
 
 
 def train_local(core: Any, session: Any, plan: PlanMessage, samples: Samples) -> Iterator[Progress]:

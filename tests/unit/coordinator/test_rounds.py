@@ -329,7 +329,8 @@ def test_everyone_refusing_ends_the_run_with_an_error(tmp_path: Path) -> None:
     made = fleet(tmp_path)
     made.tick()
     for name in "abc":
-        refusal = protocol.Refusal("test", 1, "0" * 64, "memory", 1, 0, "")
+        plan = made.run.assignment(1, name)["plan_sha"]  # type: ignore[index]
+        refusal = protocol.Refusal("test", 1, plan, "memory", 1, 0, "")
         made.machine.handle(topics.UPDATE, name, protocol.encode(refusal))
     with pytest.raises(RoundError, match="no update was accepted"):
         made.tick()
