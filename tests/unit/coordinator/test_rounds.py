@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from fedmpq.coordinator import rounds, status
+from fedmpq.coordinator.journal import Journal
 from fedmpq.edge_runtime import chunks, protocol, topics
 from fedmpq.errors import ConfigError, RoundError, StateError
 from tests.helpers.fleet import LAYOUT, Fleet, config, limits, plan_bytes
@@ -396,3 +398,18 @@ def test_the_client_number_is_the_names_and_never_the_servers() -> None:
     for name in ("a", "device-7"):
         (number,) = struct.unpack("<I", hashlib.sha256(name.encode()).digest()[:4])
         assert rounds.client_number(name) == number
+
+
+def test_present_devices_are_counted_by_an_index_that_older_journals_get(tmp_path: Path) -> None:
+    made = fleet(tmp_path)
+    assert made.run.journal.present() == 3
+    made.machine.handle(topics.STATE, "a", protocol.encode(protocol.DeviceState("a", False, 1, "virtual")))
+    assert made.run.journal.present() == 2
+    made.run.close()
+    with sqlite3.connect(tmp_path / "journal.sqlite") as opened:
+        opened.execute("DROP INDEX present")
+    opened.close()
+    journal = Journal(tmp_path)
+    query = "EXPLAIN QUERY PLAN SELECT COUNT(*) FROM devices WHERE online=1 AND admission='admitted'"
+    assert "INDEX present" in str(journal.rows(query)[0]["detail"])
+    journal.close()
