@@ -167,7 +167,11 @@ void fmpq_pack_before_update(fmpq_session *s, uint32_t r); /* for records that w
 void fmpq_backward_weight(fmpq_session *s, uint32_t r);
 void fmpq_backward_classifier_weight(fmpq_session *s, uint32_t r);
 /* What Lasso and weight decay add to the weights of a layer: by set bit; for weights of few planes, a table by weight. */
-#define FMPQ_TERMS 31 /* weights of up to 5 planes, guard planes included */
+#if UINTPTR_MAX > 0xffffffffu
+#define FMPQ_TERMS 255 /* weights of up to 8 planes, guard planes included */
+#else
+#define FMPQ_TERMS 31 /* up to 5 planes: boards have little stack */
+#endif
 typedef struct fmpq_terms {
     int32_t lasso[FMPQ_MAX_PLANES];
     int32_t table[2 * FMPQ_TERMS + 1]; /* of weight q at q + f, f the largest */

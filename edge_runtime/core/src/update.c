@@ -38,6 +38,12 @@ static fmpq_fx decay_of(const fmpq_session *s)
     return fmpq_fx_scale(fmpq_fx_mul(s->hyper->lr, s->hyper->decay), 24);
 }
 
+/* what decay and Lasso add to a weight */
+static int64_t term_of(const fmpq_session *s, const fmpq_terms *t, fmpq_fx decay, int32_t q)
+{
+    return (decay.m ? fmpq_clamp64(fmpq_fx_apply(q, decay), -(1 << 30), 1 << 30) : 0) + (s->hyper->has_lasso ? lasso_of(t->lasso, q) : 0);
+}
+
 void fmpq_terms_of(const fmpq_session *s, uint32_t r, fmpq_terms *t)
 {
     const fmpq_layer *l = &s->layer[r];
@@ -45,11 +51,10 @@ void fmpq_terms_of(const fmpq_session *s, uint32_t r, fmpq_terms *t)
     const int32_t f = ((1 << l->n) - 1) << l->g;
     lasso_table(s, r, t->lasso);
     t->f = 0;
-    if (f > FMPQ_TERMS || s->plan.momentum || !s->last)
+    if (f > FMPQ_TERMS || !s->last)
         return;
     for (int32_t q = -f; q <= f; q++) {
-        const int64_t w = (decay.m ? fmpq_clamp64(fmpq_fx_apply(q, decay), -(1 << 30), 1 << 30) : 0) +
-                          (s->hyper->has_lasso ? lasso_of(t->lasso, q) : 0);
+        const int64_t w = term_of(s, t, decay, q);
         if (w > 1 << 30 || w < -(1 << 30)) /* sums with U would not fit */
             return;
         t->table[q + f] = (int32_t)w;
@@ -63,6 +68,22 @@ void fmpq_terms_scalar(int32_t *u, const int16_t *q, uint32_t n, const int32_t *
         const int32_t v = u[k], t = table[q[k]], h = (v >> 1) + (t >> 1); /* half of the sum, rounded down or one less */
         u[k] = (uint32_t)(h + (1 << 29)) < 1u << 30 ? v + t : h < 0 ? -(1 << 30) : 1 << 30;
     }
+}
+
+/* The same with the velocity of each weight, v8 * 2^ev; the largest magnitude of the sums. */
+static uint32_t add_momentum(const fmpq_session *s, const fmpq_terms *t, fmpq_fx decay, int32_t *u, const int16_t *q, const int8_t *v8, int ev,
+                             uint32_t len)
+{
+    const int32_t *table = t->table + t->f, rate = s->hyper->momentum_q15;
+    const int some = decay.m || s->hyper->has_lasso;
+    int32_t most = 0;
+    for (uint32_t k = 0; k < len; k++) {
+        const int64_t w = u[k] + (!some ? 0 : t->f ? table[q[k]] : term_of(s, t, decay, q[k]));
+        const int32_t v = (int32_t)fmpq_clamp64(w + fmpq_rshift64((int64_t)v8[k] * ((int64_t)1 << ev) * rate, 15), -(1 << 30), 1 << 30), a = v < 0 ? -v : v;
+        u[k] = v;
+        most = a > most ? a : most;
+    }
+    return (uint32_t)most;
 }
 
 void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, uint32_t off, uint32_t len, int32_t *u, int16_t *q, const fmpq_terms *t)
@@ -92,21 +113,13 @@ void fmpq_update_row(fmpq_session *s, uint32_t r, uint32_t row, uint32_t off, ui
         ev = s->base + s->slot[r].velocity_exp + row;
     }
     /* u is within 2^30 already: nothing to do where nothing is added */
-    if (t->f && (decay.m || s->hyper->has_lasso))
+    if (v8)
+        most = add_momentum(s, t, decay, u, q, v8, *ev, len);
+    else if (t->f && (decay.m || s->hyper->has_lasso))
         s->k->terms(u, q, len, t->table + t->f);
-    for (uint32_t k = 0; !t->f && (decay.m || s->hyper->has_lasso || v8) && k < len; k++) {
-        int64_t w = u[k];
-        uint32_t a;
-        if (decay.m)
-            w += fmpq_clamp64(fmpq_fx_apply(q[k], decay), -(1 << 30), 1 << 30);
-        if (s->hyper->has_lasso)
-            w += lasso_of(t->lasso, q[k]);
-        if (v8)
-            w += fmpq_rshift64(((int64_t)v8[k] * ((int64_t)1 << *ev)) * s->hyper->momentum_q15, 15);
-        u[k] = (int32_t)fmpq_clamp64(w, -(1 << 30), 1 << 30);
-        a = (uint32_t)(u[k] < 0 ? -u[k] : u[k]);
-        most = a > most ? a : most;
-    }
+    else if (decay.m || s->hyper->has_lasso)
+        for (uint32_t k = 0; k < len; k++)
+            u[k] = (int32_t)fmpq_clamp64(u[k] + term_of(s, t, decay, q[k]), -(1 << 30), 1 << 30);
     if (v8) {
         const fmpq_stream key = fmpq_stream_of(s->key, FMPQ_STREAM_MOMENTUM(r));
         const int bits = fmpq_bitlen64(most) - 7, shift = bits < 0 ? 0 : bits;

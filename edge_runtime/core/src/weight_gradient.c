@@ -9,6 +9,9 @@ typedef struct weight_pass {
     uint8_t *work;
     uint32_t row0, rows, cells;
     uint32_t tap0, taps; /* taps of the tile in work */
+    uint8_t begun[64];   /* threads that have started on the tile in work */
+    fmpq_fx mult;
+    const fmpq_terms *terms;
     int32_t plane, planar_row;
     int32_t tap_off[FMPQ_MAX_TAPS];
 } weight_pass;
@@ -92,9 +95,24 @@ static void sample_of(const weight_pass *f, uint32_t sample, uint32_t worker, in
     }
 }
 
+/* zero gradients of a thread */
+static void begin(weight_pass *f, uint32_t worker)
+{
+    const fmpq_derived *d = &f->s->d[f->r];
+    uint8_t *mine = f->work + f->w.thread0 + worker * f->w.thread_size;
+    f->begun[worker] = 1;
+    memset(mine + f->w.g, 0, f->cells * 4u);
+    memset(mine + f->w.sums, 0, (uint32_t)d->cop * 4u);
+    if (d->gs)
+        memset(mine + f->w.g64, 0, f->cells * 8u);
+}
+
 static void to_weights(void *arg, uint32_t sample, uint32_t worker)
 {
-    sample_of(arg, sample, worker, GRADIENT);
+    weight_pass *f = arg;
+    if (!f->begun[worker])
+        begin(f, worker);
+    sample_of(f, sample, worker, GRADIENT);
 }
 
 void fmpq_column_scalar(const int32_t *g, int32_t *u, uint32_t n)
@@ -129,49 +147,65 @@ static void gather_row(const weight_pass *f, uint32_t row, int32_t *u)
     }
 }
 
-/* Sums the threads' tiles into the first. */
-static void add_threads(const weight_pass *f)
+#define BLOCK 16 /* rows that are updated together: cells of one block of channels, whole bytes of every plane */
+
+/* Sums of the threads' gradients of rows [row, end) into the first thread's. */
+static void add_threads(const weight_pass *f, uint32_t row, uint32_t end)
 {
     const fmpq_session *s = f->s;
+    const fmpq_record *r = &s->p->rec[f->r];
+    const uint32_t len = r->groups > 1 ? s->d[f->r].row_len : f->taps * r->cin;
+    const uint32_t from = row * len, to = (r->groups > 1 ? end : fmpq_up(end, BLOCK)) * len;
     uint8_t *first = f->work + f->w.thread0;
     for (uint32_t t = 1; t < s->plan.threads; t++) {
-        uint8_t *mine = first + t * f->w.thread_size;
-        const uint32_t cop = (uint32_t)s->d[f->r].cop;
-        for (uint32_t k = 0; k < cop; k++)
-            ((int32_t *)(void *)(first + f->w.sums))[k] += ((int32_t *)(void *)(mine + f->w.sums))[k];
+        const uint8_t *mine = first + t * f->w.thread_size;
+        if (!f->begun[t])
+            continue;
+        for (uint32_t k = f->row0 + row; k < f->row0 + end; k++)
+            ((int32_t *)(void *)(first + f->w.sums))[k] += ((const int32_t *)(const void *)(mine + f->w.sums))[k];
         if (s->d[f->r].gs)
-            for (uint32_t k = 0; k < f->cells; k++)
-                ((int64_t *)(void *)(first + f->w.g64))[k] += ((int64_t *)(void *)(mine + f->w.g64))[k];
+            for (uint32_t k = from; k < to; k++)
+                ((int64_t *)(void *)(first + f->w.g64))[k] += ((const int64_t *)(const void *)(mine + f->w.g64))[k];
         else
-            for (uint32_t k = 0; k < f->cells; k++)
-                ((int32_t *)(void *)(first + f->w.g))[k] += ((int32_t *)(void *)(mine + f->w.g))[k];
+            for (uint32_t k = from; k < to; k++)
+                ((int32_t *)(void *)(first + f->w.g))[k] += ((const int32_t *)(const void *)(mine + f->w.g))[k];
+    }
+}
+
+static void update_block(void *arg, uint32_t block, uint32_t worker)
+{
+    const weight_pass *f = arg;
+    fmpq_session *s = f->s;
+    const fmpq_record *r = &s->p->rec[f->r];
+    const uint32_t ci = (uint32_t)r->cin / r->groups, len = f->taps * ci, row0 = block * BLOCK;
+    const uint32_t end = f->rows - row0 < BLOCK ? f->rows : row0 + BLOCK;
+    int32_t *u = (int32_t *)(void *)(f->work + f->w.row_u) + worker * len;
+    int16_t *q = (int16_t *)(void *)(f->work + f->w.row_q) + worker * len;
+    add_threads(f, row0, end);
+    for (uint32_t row = row0; row < end; row++) {
+        gather_row(f, row, u);
+        s->k->scale(u, u, (int32_t)len, f->mult);
+        fmpq_update_row(s, f->r, f->row0 + row, f->tap0 * ci, len, u, q, f->terms);
     }
 }
 
 /* Gradient and update of the rows and taps in work. */
-static void one_tile(weight_pass *f, fmpq_fx mult, const fmpq_terms *terms)
+static void one_tile(weight_pass *f)
 {
     fmpq_session *s = f->s;
     const fmpq_record *r = &s->p->rec[f->r];
     const fmpq_derived *d = &s->d[f->r];
-    const uint32_t ci = (uint32_t)r->cin / r->groups, len = f->taps * ci;
-    int32_t *u = (int32_t *)(void *)(f->work + f->w.row_u);
-    int16_t *q = (int16_t *)(void *)(f->work + f->w.row_q);
+    const uint32_t len = f->taps * (uint32_t)r->cin / r->groups, blocks = (f->rows + BLOCK - 1) / BLOCK;
     f->cells = r->groups > 1 ? d->theta : fmpq_up(f->rows, 16) * len;
-    for (uint32_t t = 0; t < s->plan.threads; t++) {
-        uint8_t *mine = f->work + f->w.thread0 + t * f->w.thread_size;
-        memset(mine + f->w.g, 0, f->cells * 4u);
-        memset(mine + f->w.sums, 0, (uint32_t)d->cop * 4u);
-        if (d->gs)
-            memset(mine + f->w.g64, 0, f->cells * 8u);
-    }
+    memset(f->begun, 0, sizeof(f->begun));
     fmpq_run(s, to_weights, f, s->count);
-    add_threads(f);
-    for (uint32_t row = 0; row < f->rows; row++) {
-        gather_row(f, row, u);
-        s->k->scale(u, u, (int32_t)len, mult);
-        fmpq_update_row(s, f->r, f->row0 + row, f->tap0 * ci, len, u, q, terms);
-    }
+    if (!f->begun[0])
+        begin(f, 0);
+    if (len == d->row_len && f->row0 % 8 == 0) /* blocks share no byte of a plane */
+        fmpq_run(s, update_block, f, blocks);
+    else
+        for (uint32_t b = 0; b < blocks; b++)
+            update_block(f, b, 0);
 }
 
 void fmpq_backward_weight(fmpq_session *s, uint32_t i)
@@ -200,12 +234,14 @@ void fmpq_backward_weight(fmpq_session *s, uint32_t i)
     mult = fmpq_fx_div(fmpq_fx_div(mult, fmpq_fx_mul(l->step, l->step)), fmpq_fx_norm(s->total_count, 0));
     mult = fmpq_fx_scale(mult, 24 + l->ey + d->gs);
     fmpq_terms_of(s, i, &terms);
+    f.mult = mult;
+    f.terms = &terms;
     if (d->planar_once)
         sample_of(&f, 0, 0, PLANES_ONLY);
     for (f.row0 = 0; f.row0 < d->rows; f.row0 += tile_rows)
         for (f.tap0 = 0; f.tap0 < all_taps; f.tap0 += tile_taps) {
             f.rows = d->rows - f.row0 < tile_rows ? d->rows - f.row0 : tile_rows;
             f.taps = all_taps - f.tap0 < tile_taps ? all_taps - f.tap0 : tile_taps;
-            one_tile(&f, mult, &terms);
+            one_tile(&f);
         }
 }

@@ -244,8 +244,8 @@ fmpq_work_weight fmpq_plan_weight(const fmpq_program *p, const fmpq_plan *plan, 
     const uint32_t ci = (uint32_t)r->cin / r->groups, piece = r->kind == FMPQ_CLASSIFIER || r->groups > 1 ? d[i].row_len : d[i].tile_taps * ci;
     uint32_t at = 0, th = 0;
     memset(&w, 0, sizeof(w));
-    w.row_u = take(&at, piece * 4u);
-    w.row_q = take(&at, piece * 2u);
+    w.row_u = take(&at, (uint64_t)plan->threads * piece * 4u);
+    w.row_q = take(&at, (uint64_t)plan->threads * piece * 2u);
     if (r->kind == FMPQ_CLASSIFIER) {
         w.g64 = take(&at, d[i].row_len * 8u);
         w.sums = take(&at, r->cout * 8u);
