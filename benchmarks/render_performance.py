@@ -21,7 +21,8 @@ HEAD = """\
 
 Written by `python benchmarks/render_performance.py` from the JSON files of `make bench`; do not edit. Every table
 stands under the command that measured it. Engines run in processes of their own and take turns in one run; medians
-of the turns count, and ratios compare figures of the same run only. 1 KB is 1,024 bytes.
+of the turns count, and ratios compare figures of the same run only. 1 KB is 1,024 bytes. For a change of one kernel,
+`make bench-kernels` times each layer on each instruction set, one build beside another.
 """
 
 

@@ -17,3 +17,7 @@ bench: setup  ## measure speed and memory beside other trainers; writes benchmar
 	$(BIN)/fedmpq bench targets --model resnet8 --batch 16 --repetitions 5 --seconds 1 --json > $(RESULTS)/targets.json
 	$(BIN)/python benchmarks/render_targets.py
 	$(BIN)/python benchmarks/render_performance.py
+
+.PHONY: bench-kernels
+bench-kernels: setup  ## time each layer of ResNet20 on each instruction set (pytest-benchmark; ARGS="--benchmark-compare")
+	$(BIN)/python -m pytest benchmarks/test_kernels.py --benchmark-columns=min,median,iqr,rounds --benchmark-max-time=0.2 $(ARGS)
