@@ -42,9 +42,11 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.created
 .PHONY: core
 core: $(VENV)/.core  ## rebuild the C core where its sources changed
 
+# The library is moved out of the way first: what runs keeps the file it has loaded, which is not written over.
 $(VENV)/.core: $(CORE_SOURCES) | $(VENV)/.installed
 	@if [ -f build/editable/CMakeCache.txt ] && [ -f "$(SITE)/fedmpq/edge_runtime/libfmpq.so" ]; then \
 	  $(BIN)/cmake --build build/editable --parallel 2 && \
+	  mv "$(SITE)/fedmpq/edge_runtime/libfmpq.so" build/editable/libfmpq.before && \
 	  $(BIN)/cmake --install build/editable --prefix "$(SITE)" >/dev/null; \
 	else $(PIP) install -q --no-build-isolation --no-deps -e .; fi
 	@touch $@
