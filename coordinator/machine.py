@@ -6,6 +6,7 @@ process is in the journal, so a new instance on the same directory goes on where
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
@@ -319,10 +320,12 @@ class Machine:
         row = run.device(device)
         if row is not None and not state.online and row["bd_seq"] != state.bd_seq:
             return []  # the will of an earlier life
+        fields = {"online": int(state.online), "bd_seq": state.bd_seq, "version": state.version}
+        if row is not None and all(row[key] == value for key, value in fields.items()):
+            return []  # said again
         with run.journal.transaction("state") as journal:
             if row is None:
                 journal.add_row("devices", {"device": device})
-            fields = {"online": int(state.online), "bd_seq": state.bd_seq, "version": state.version}
             journal.set_fields("devices", {"device": device}, {**fields, "seen_at": run.clock()})
             if row is None or bool(row["online"]) != state.online:
                 journal.event(run.clock(), "online" if state.online else "offline", 0, device)
@@ -351,21 +354,22 @@ class Machine:
             "limit_bytes": profile.budget_bytes,
             "extra_bytes": verdict.extra_bytes,
             "online": 1,
-            "seen_at": run.clock(),
         }
         if verdict.allotment is not None:
             fields["bits"] = list(verdict.allotment.bits)
             fields["budget16"] = verdict.allotment.budget16
             fields["planned_bytes"] = verdict.allotment.planned_bytes + verdict.extra_bytes
         known = run.device(device)
-        ref = protocol.digest(payload)
-        with run.journal.transaction("profile") as journal:
-            if known is None:
-                journal.add_row("devices", {"device": device})
-            journal.set_fields("devices", {"device": device}, fields)
-            if known is None or known["profile"] != fields["profile"]:
-                code = "accepted" if verdict.admitted else f"rejected:{verdict.reason}"
-                journal.verdict(run.clock(), 0, device, "profile", ref, code, verdict.detail)
+        said_again = known is not None and known["profile"] == json.loads(payload)
+        if known is None or not said_again or any(known[key] != fields[key] for key in fields.keys() - {"profile"}):
+            with run.journal.transaction("profile") as journal:
+                if known is None:
+                    journal.add_row("devices", {"device": device})
+                journal.set_fields("devices", {"device": device}, {**fields, "seen_at": run.clock()})
+                if not said_again:
+                    code = "accepted" if verdict.admitted else f"rejected:{verdict.reason}"
+                    ref = protocol.digest(payload)
+                    journal.verdict(run.clock(), 0, device, "profile", ref, code, verdict.detail)
         out = [self._ack(device, 0, "profile", payload, verdict.reason, verdict.detail)]
         if verdict.admitted and row is not None and row["phase"] == "collect":
             assignment = run.assignment(row["round"], device)

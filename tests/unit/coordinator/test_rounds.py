@@ -413,3 +413,19 @@ def test_present_devices_are_counted_by_an_index_that_older_journals_get(tmp_pat
     query = "EXPLAIN QUERY PLAN SELECT COUNT(*) FROM devices WHERE online=1 AND admission='admitted'"
     assert "INDEX present" in str(journal.rows(query)[0]["detail"])
     journal.close()
+
+
+def test_what_a_device_says_again_is_answered_and_not_written_again(tmp_path: Path) -> None:
+    made = fleet(tmp_path)
+    journal = made.run.journal
+    changes = journal.changes
+    for _ in range(3):
+        for kind, payload in made.devices["a"].birth():
+            answers = made.machine.handle(kind, "a", payload)
+    assert journal.changes == changes
+    assert protocol.decode(topics.ACK, answers[0].payload).accepted  # type: ignore[union-attr]
+    assert len(journal.rows("SELECT id FROM verdicts WHERE of='profile' AND device='a'")) == 1
+    made.devices["a"].limit_bytes += 1
+    for kind, payload in made.devices["a"].birth():
+        made.machine.handle(kind, "a", payload)
+    assert len(journal.rows("SELECT id FROM verdicts WHERE of='profile' AND device='a'")) == 2
