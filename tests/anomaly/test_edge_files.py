@@ -7,9 +7,9 @@ import subprocess
 import pytest
 
 from fedmpq.edge_runtime import artifact, shard
-from fedmpq.edge_runtime.weights import LayerBlobs
 from fedmpq.toolchain import sources
 from tests.helpers import edge, programs
+from tests.helpers.artifacts import artifact_of
 
 #: Calls both readers on a file at every length below its own and with every byte changed, and counts what got through.
 _HARNESS = r"""
@@ -74,15 +74,7 @@ def _through(harness, path, kind, step):
 
 def test_no_damaged_artifact_gets_through(harness, tmp_path):
     net = programs.resnet(1, size=(8, 8, 1), mean=(9,), classes=3, width=4)
-    plan = {
-        "bits": [2] * len(net.layers), "batch": 4, "micro_batch": 4, "act_bits": 4, "guard": 0, "momentum": False,
-        "threads": 1, "crop": True, "flip": True, "decay_bn": True, "recompute": True,
-    }  # fmt: skip
-    layers = tuple(
-        LayerBlobs(s.bits, s.guard, s.step, rows * kh * kw * cin, s.planes, s.params)
-        for s, (_, rows, kh, kw, cin) in zip(programs.states(net, 2), net.layers, strict=True)
-    )
-    artifact.write(tmp_path / "a.fmpq", artifact.Artifact(net.build(), layers, plan, {"model": "x"}))
+    artifact.write(tmp_path / "a.fmpq", artifact_of(net, 2, 4, manifest={"model": "x"}))
     assert _through(harness, tmp_path / "a.fmpq", "artifact", 7) == 0
 
 

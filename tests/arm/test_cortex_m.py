@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from array import array
@@ -11,15 +12,16 @@ from pathlib import Path
 import pytest
 
 from fedmpq.edge_runtime import artifact, core, sampling
-from fedmpq.edge_runtime.weights import LayerBlobs
 from fedmpq.errors import BudgetError
 from fedmpq.firmware_profiles import Profile, load
 from fedmpq.toolchain import firmware, image, sources, tools
 from fedmpq.toolchain.compile import BuildError
 from tests.golden.test_edge import check
 from tests.helpers import edge, golden, programs
+from tests.helpers.artifacts import artifact_of, session_of
 
 pytestmark = pytest.mark.arm
+FULL = os.environ.get("FEDMPQ_ARM") == "full"
 
 #: Generated shapes a kernel.
 ROUNDS = 300
@@ -38,6 +40,10 @@ _RUNS = [
     ("corstone-300", "resnet8-n4-b1", 2),
     ("corstone-300", "resnet8-n8-b1", 0),
     ("corstone-300", "resnet8-mixed-b1", 1),
+    ("nrf52840", "branches-n4-b1", 0),
+    ("stm32f746", "branches-n4-b1", 1),
+    ("corstone-300", "branches-n4-b1", 2),
+    ("corstone-300", "branches-mixed", 0),
 ]
 
 
@@ -91,7 +97,11 @@ def _check_run(profile: Profile, case: str, roomy: int) -> dict[str, str]:
     return fields
 
 
-@pytest.mark.parametrize(("name", "case", "roomy"), _RUNS)
+#: What CI has time for.
+_SHORT = [run for run in _RUNS if run[1] == "branches-n4-b1"] + [("stm32f746", "resnet8-n4-b1", 2)]
+
+
+@pytest.mark.parametrize(("name", "case", "roomy"), _RUNS if FULL else _SHORT)
 def test_the_recorded_state(name, case, roomy):
     _check_run(load(name), case, roomy)
 
@@ -106,30 +116,15 @@ def test_instructions_a_multiply_add(name, most):
 @pytest.fixture
 def files(tmp_path):
     """An artifact of ResNet8 at 2 bits, batch 1."""
-    net = programs.resnet(1)
-    bits = (2,) * len(net.layers)
-    plan = {
-        "bits": list(bits), "batch": 1, "micro_batch": 1, "act_bits": 4, "guard": 0, "momentum": False, "threads": 1,
-        "crop": True, "flip": True, "decay_bn": True, "recompute": True,
-    }  # fmt: skip
-    layers = tuple(
-        LayerBlobs(s.bits, s.guard, s.step, rows * kh * kw * cin, s.planes, s.params)
-        for s, (_, rows, kh, kw, cin) in zip(programs.states(net, bits), net.layers, strict=True)
-    )
-    artifact.write(tmp_path / "a.fmpq", artifact.Artifact(net.build(), layers, plan, {"model": "test"}))
+    artifact.write(tmp_path / "a.fmpq", artifact_of(programs.resnet(1), 2, 1, manifest={"model": "test"}))
     return tmp_path / "a.fmpq", tmp_path / "out"
 
 
 def _trained_here(path: Path) -> str:
     """The state after the firmware's two steps."""
-    held = artifact.read(path)
-    program = core.Program(held.program)
-    plan = core.Plan(**{**held.plan, "bits": tuple(held.plan["bits"])})
-    session = core.Session(program, plan)
-    for i, layer in enumerate(held.layers):
-        session.load(i, core.LayerState(layer.bits, layer.guard, layer.step, layer.planes, layer.params))
-    count = program.in_shape[0] * program.in_shape[1] * program.in_shape[2]
-    images = bytes(sampling.rand((1, 2), i) & 255 for i in range(count))
+    session = session_of(path)
+    height, width, channels = session.program.in_shape
+    images = bytes(sampling.rand((1, 2), i) & 255 for i in range(height * width * channels))
     for step in range(2):
         session.step(images, array("H", [0]), core.Hyper(core.fx(1 / 16), momentum_q15=0), (1, 0, 0, step))
     return session.state_hash()
@@ -162,7 +157,8 @@ def test_each_kernel_equals_the_scalar_one(name, table, tmp_path):
     )
     folder = sources.root() / "tests"
     given = {"ROOM": 1 << 15, "FMPQ_ARGUMENTS": f'"variants","5","{ROUNDS}","{table}"'}
-    elf = firmware.program(roomy, [folder / "variants.c", folder / "bare_metal.c"], given, tmp_path, "variants.elf")
+    own = [folder / "variants.c", folder / "bare_metal.c", *sources.ports("semihost.c")]
+    elf = firmware.program(roomy, own, given, tmp_path, "variants.elf")
     code, text = _run(roomy, elf)
     assert code == 0, text[-500:]
     assert text.count(" equal ") == 13

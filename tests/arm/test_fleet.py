@@ -17,22 +17,19 @@ from typing import Any
 
 import pytest
 
-from fedmpq.coordinator import initial, layout, service, status
-from fedmpq.coordinator.global_model import GlobalModel
-from fedmpq.coordinator.planes import unpack
+from fedmpq.coordinator import service, status
 from fedmpq.coordinator.samples import ArraySamples
 from fedmpq.coordinator.simulate import Simulation
-from fedmpq.coordinator.source import Source
 from fedmpq.edge_runtime.shard import write_shard
 from tests.helpers import arm64, programs
 from tests.helpers.emulated_board import emulated
+from tests.helpers.origins import origin_of
 from tests.helpers.results import keep
 
 pytestmark = [pytest.mark.arm, pytest.mark.timeout(2400)]
 
 #: ResNet8 on 32×32×3: what the M7 has room for.
 NET = programs.resnet()
-PROGRAM = NET.build()
 ROUNDS = 3
 #: Device -> samples, arena limit (None: as it measures itself).
 FLEET: dict[str, tuple[int, int | None]] = {
@@ -45,19 +42,6 @@ CHOICES = {
     "run": "mixed", "rounds": ROUNDS, "min_devices": len(FLEET), "batch": 1, "epochs": 1, "lr": 0.02, "momentum": False,
     "deadline_s": 1800.0, "seed": 11, "eval_budgets": False,
 }  # fmt: skip
-
-
-def origin() -> Source:
-    shapes = layout.of_program(PROGRAM)
-
-    def first() -> GlobalModel:
-        model = GlobalModel.blank(shapes)
-        for shape, layer, state in zip(shapes.layers, model.layers, programs.states(NET, 8), strict=True):
-            whole = unpack(shape, 8, state.step, state.planes, state.params)
-            layer.weights = initial.quantise.dequantise(whole.q, state.step)
-        return model
-
-    return Source(PROGRAM, shapes, first, "ResNet8")
 
 
 def private_data(name: str) -> tuple[Any, Any]:
@@ -84,7 +68,7 @@ def command(name: str, broker: str, folder: Path, serial: str) -> list[str]:
 def federate(folder: Path, serial: str) -> tuple[service.Service, dict[str, dict[str, Any]]]:
     """The run over the network; returns its service, finished, and what each device printed at its end."""
     running = service.Service(
-        folder / "coordinator", service.make_config("fedmpq", CHOICES), origin(), None,
+        folder / "coordinator", service.make_config("fedmpq", CHOICES), origin_of(NET, "ResNet8"), None,
         service.Where("lab", port=0, insecure=True),
     )  # fmt: skip
     stop = threading.Event()
@@ -117,8 +101,9 @@ def federate(folder: Path, serial: str) -> tuple[service.Service, dict[str, dict
 def simulate(folder: Path, limits: dict[str, int]) -> Simulation:
     clients = {name: ArraySamples(*private_data(name), NET.classes) for name in FLEET}
     simulation = Simulation(
-        folder, service.make_config("fedmpq", CHOICES), origin(), clients, None, limits=limits, workers=1
-    )
+        folder, service.make_config("fedmpq", CHOICES), origin_of(NET, "ResNet8"), clients, None,
+        limits=limits, workers=1,
+    )  # fmt: skip
     simulation.play()
     return simulation
 

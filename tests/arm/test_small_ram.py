@@ -14,10 +14,10 @@ import pytest
 
 from fedmpq.edge_runtime import artifact, core
 from fedmpq.edge_runtime.shard import write_shard
-from fedmpq.edge_runtime.weights import LayerBlobs
 from fedmpq.firmware_profiles import load
 from fedmpq.toolchain import edge as build
 from tests.helpers import arm64, edge, initramfs, programs
+from tests.helpers.artifacts import artifact_of
 from tests.helpers.results import keep
 
 pytestmark = [pytest.mark.arm, pytest.mark.timeout(2400)]
@@ -50,26 +50,13 @@ def sample_bytes(batch: int) -> int:
     return batch * (64 * 64 * 3 + 2) + 4 * IMAGES
 
 
-def model() -> artifact.Artifact:
-    bits = (4,) * len(NET.layers)
-    plan = {
-        "bits": list(bits), "batch": 16, "micro_batch": 16, "act_bits": 4, "guard": 0, "momentum": False,
-        "threads": 1, "crop": True, "flip": True, "decay_bn": True, "recompute": True,
-    }  # fmt: skip
-    layers = tuple(
-        LayerBlobs(s.bits, s.guard, s.step, rows * kh * kw * cin, s.planes, s.params)
-        for s, (_, rows, kh, kw, cin) in zip(programs.states(NET, bits), NET.layers, strict=True)
-    )
-    return artifact.Artifact(NET.build(), layers, plan, {})
-
-
 def boot(folder: Path, commands: tuple[str, ...]) -> str:
     """What the console shows from power on to power off."""
     images, labels = programs.images(NET, IMAGES)
     shard = folder / "own.shard"
     write_shard(shard, images.tobytes(), labels.tobytes(), shape=NET.shapes[0], classes=10, mean=bytes(NET.mean))
     file = folder / "model.fmpq"
-    artifact.write(file, model())
+    artifact.write(file, artifact_of(NET, 4, 16))
     program = build.build(load("rpi-zero-2w"), edge.BUILD / "rpi-zero-2w")
     files = {
         "init": program.read_bytes(), "model.fmpq": file.read_bytes(), "own.shard": shard.read_bytes(),

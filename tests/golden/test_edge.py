@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedmpq.edge_runtime import core
+from fedmpq.models.reference import ReferenceSession
 from tests.helpers import edge, golden
 
 RECORDED = json.loads((Path(__file__).parent / "edge.json").read_text())["cases"]
@@ -18,13 +19,18 @@ def test_every_case_is_recorded():
 
 
 @pytest.mark.parametrize("name", golden.CASES)
+def test_the_reference_gives_the_recorded_state(name):
+    assert golden.run(golden.CASES[name], ReferenceSession) == RECORDED[name]
+
+
+@pytest.mark.parametrize("name", golden.CASES)
 def test_the_binding_gives_the_recorded_state(name):
     assert golden.run(golden.CASES[name], core.Session) == RECORDED[name]
 
 
 @pytest.mark.parametrize("isa", core.isas())
 def test_the_program_gives_the_recorded_states_on_every_instruction_set(isa):
-    cases = ["resnet8-mixed", "resnet8-n8", "resnet20-n4"] if isa == "scalar" else list(golden.CASES)
+    cases = ["resnet8-mixed", "resnet8-n8", "resnet20-n4", "branches-mixed"] if isa == "scalar" else list(golden.CASES)
     found = edge.parse_selftest(edge.run("selftest", *cases, "--isa", isa))
     assert set(found) == set(cases)
     for name, fields in found.items():

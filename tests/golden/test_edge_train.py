@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fedmpq.edge_runtime import artifact, container, core, sampling, shard
-from fedmpq.edge_runtime.weights import LayerBlobs
 from tests.helpers import edge, programs
+from tests.helpers.artifacts import artifact_of, plan_of, session_of
 
 
 @pytest.fixture
@@ -19,15 +19,10 @@ def files(tmp_path):
     """An artifact of a small net with five plans' worth of options, and a shard of 21 images."""
     net = programs.resnet(1, size=(12, 12, 3), classes=4, crop_pad=2)
     bits = (4, 8, 2, 1, 6, 3, 5, 7)[: len(net.layers)]
-    plan = {
-        "bits": list(bits), "batch": 8, "micro_batch": 3, "act_bits": 4, "guard": 1, "momentum": True, "threads": 1,
-        "crop": True, "flip": True, "decay_bn": True, "recompute": True,
-    }  # fmt: skip
-    layers = tuple(
-        LayerBlobs(s.bits, s.guard, s.step, rows * kh * kw * cin, s.planes, s.params)
-        for s, (_, rows, kh, kw, cin) in zip(programs.states(net, bits, 1), net.layers, strict=True)
-    )
-    made = artifact.Artifact(net.build(), layers, plan, {"model": "täst\n", "n": [1, {"a": None}, 1.5e-3, "\u2028"]})
+    made = artifact_of(
+        net, bits, 8, micro_batch=3, guard=1, momentum=True,
+        manifest={"model": "täst\n", "n": [1, {"a": None}, 1.5e-3, "\u2028"]},
+    )  # fmt: skip
     artifact.write(tmp_path / "a.fmpq", made)
     images, labels = programs.images(net, 21)
     shard.write_shard(
@@ -37,12 +32,8 @@ def files(tmp_path):
 
 
 def _train_here(path, shard_path, epochs, lr, seed):
-    held = artifact.read(path)
-    program = core.Program(held.program)
-    plan = core.Plan(**{**held.plan, "bits": tuple(held.plan["bits"])})
-    session = core.Session(program, plan)
-    for i, layer in enumerate(held.layers):
-        session.load(i, core.LayerState(layer.bits, layer.guard, layer.step, layer.planes, layer.params))
+    session = session_of(path)
+    plan = session.plan
     rates = core.Hyper(core.fx(lr), core.fx(5e-4), round(0.9 * 32768))
     size = min(plan.batch, 21)
     micro = -(-size // plan.micro_batch)
@@ -73,7 +64,7 @@ def test_inspect_and_profile(files):
     path, _, made = files
     seen = json.loads(edge.run("inspect", path))
     program = core.Program(made.program)
-    plan = core.Plan(**{**made.plan, "bits": tuple(made.plan["bits"])})
+    plan = plan_of(made)
     assert seen["program"] == made.program_id
     assert seen["bits"] == made.plan["bits"]
     assert seen["planned_bytes"] == core.plan_memory(program, plan).total

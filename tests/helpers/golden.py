@@ -36,7 +36,7 @@ class Case:
 
     @property
     def net(self) -> programs.Builder:
-        return programs.resnet(self.blocks)
+        return programs.resnet(self.blocks) if self.blocks else _branches()
 
     @property
     def plan(self) -> core.Plan:
@@ -49,6 +49,21 @@ class Case:
             guard=self.guard,
             momentum=self.momentum,
         )
+
+
+def _branches() -> programs.Builder:
+    """Biases, records without ReLU, groups, pools, concatenations of both kinds of tensors; no residual net."""
+    net = programs.Builder(32, 32, 3, 10, crop_pad=4, mean=(125, 123, 114))
+    stem = net.conv("stem", 0, 8, biased=True)
+    side = net.conv("side", stem, 12, kernel=1, stride=2, linear=True, t_out=1)
+    inner = net.conv("inner", stem, 12, stride=2, biased=True)
+    signed = net.conv("signed", inner, 12, skip=side, linear=True, biased=True, t_out=2)
+    deep = net.conv("deep", signed, 12, groups=12, linear=True)
+    joined = net.concat("joined", signed, net.max_pool("max", deep, 3, 1, 1), t_out=3)
+    read = net.conv("read", joined, 20, stride=2)
+    shrunk = net.conv("shrunk", read, 28, skip=joined, option_a=True)
+    net.classifier("fc", net.global_pool("pool", net.concat("both", read, shrunk, t_out=1)))
+    return net
 
 
 _MIXED = (4, 8, 2, 1, 6)
@@ -67,6 +82,8 @@ def _cases() -> list[Case]:
         if blocks == 1:
             found += [Case(f"{name}-n{n}-b1", blocks, steps, 1, 1, (n,)) for n in (1, 2, 4, 8)]
             found.append(Case(f"{name}-mixed-b1", blocks, steps, 1, 1, _MIXED, lasso=True))
+    found.append(Case("branches-n4-b1", 0, 10, 1, 1, (4,)))
+    found.append(Case("branches-mixed", 0, 10, 4, 2, _MIXED, act_bits=8, guard=1, momentum=True, lasso=True))
     return found
 
 

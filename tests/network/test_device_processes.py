@@ -16,11 +16,8 @@ from typing import Any
 
 import pytest
 
-from fedmpq.coordinator import initial, layout, service, status
+from fedmpq.coordinator import service, status
 from fedmpq.coordinator.broker import ManagedBroker, find_mosquitto
-from fedmpq.coordinator.global_model import GlobalModel
-from fedmpq.coordinator.planes import unpack
-from fedmpq.coordinator.source import Source
 from fedmpq.demo.fleet import DeviceProcess, Member
 from fedmpq.edge_runtime.mqtt import Broker, MqttTransport
 from fedmpq.edge_runtime.protocol import CoordState, DeviceState, Job, Profile, decode, digest, encode
@@ -28,6 +25,7 @@ from fedmpq.edge_runtime.shard import write_shard
 from fedmpq.edge_runtime.topics import Topics
 from fedmpq.edge_runtime.transport import Incoming
 from tests.helpers import messages, programs
+from tests.helpers.origins import origin_of
 
 pytestmark = [
     pytest.mark.network,
@@ -43,19 +41,6 @@ def shard_of(path: Path, count: int, seed: int = 0) -> Path:
     pixels, labels = programs.images(NET, count, seed)
     write_shard(path, pixels.tobytes(), labels.tobytes(), shape=(8, 8, 1), classes=10, mean=b"\x7d")
     return path
-
-
-def origin() -> Source:
-    shapes = layout.of_program(PROGRAM)
-
-    def first() -> GlobalModel:
-        model = GlobalModel.blank(shapes)
-        for shape, layer, state in zip(shapes.layers, model.layers, programs.states(NET, 8), strict=True):
-            whole = unpack(shape, 8, state.step, state.planes, state.params)
-            layer.weights = initial.quantise.dequantise(whole.q, state.step)
-        return model
-
-    return Source(PROGRAM, shapes, first, "test net")
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
@@ -82,7 +67,8 @@ def test_a_killed_device_costs_its_round_one_update_and_is_back_in_the_next(tmp_
         "quorum_percent": 60, "flip": False, "seed": 3,
     }  # fmt: skip
     config = service.make_config("fedmpq", choices)
-    running = service.Service(tmp_path / "c", config, origin(), None, service.Where("lab", port=0, insecure=True))
+    where = service.Where("lab", port=0, insecure=True)
+    running = service.Service(tmp_path / "c", config, origin_of(NET, "test net"), None, where)
     sizes = {"small-1": 64, "small-2": 64, "large": 30_000}
     folder = tmp_path / "devices"
     folder.mkdir()

@@ -18,9 +18,10 @@ from fedmpq.coordinator.samples import ArraySamples
 from fedmpq.coordinator.simulate import Simulation
 from fedmpq.edge_runtime import artifact
 from fedmpq.edge_runtime.shard import write_shard
-from fedmpq.edge_runtime.weights import LayerBlobs
 from tests.helpers import edge, programs
-from tests.network.test_device_processes import NET, origin
+from tests.helpers.artifacts import artifact_of
+from tests.helpers.origins import origin_of
+from tests.network.test_device_processes import NET
 
 pytestmark = pytest.mark.network
 needs_broker = pytest.mark.skipif(find_mosquitto() is None, reason="there is no mosquitto on this machine")
@@ -57,7 +58,8 @@ def command(name: str, broker: str, folder: Path) -> list[str]:
 @needs_broker
 def test_a_fleet_with_a_gateway_gives_the_model_of_its_simulation(tmp_path: Path) -> None:
     config = service.make_config("fedmpq", CHOICES)
-    running = service.Service(tmp_path / "c", config, origin(), None, service.Where("lab", port=0, insecure=True))
+    where = service.Where("lab", port=0, insecure=True)
+    running = service.Service(tmp_path / "c", config, origin_of(NET, "test net"), None, where)
     stop = threading.Event()
     served = threading.Thread(target=lambda: running.serve(stop=stop.is_set))
     devices = [subprocess.Popen(command(name, running.url, tmp_path), stdout=subprocess.PIPE) for name in FLEET]
@@ -80,7 +82,7 @@ def test_a_fleet_with_a_gateway_gives_the_model_of_its_simulation(tmp_path: Path
     assert limits["desk"] == 100_000
     assert 190_000 < limits["board"] < 200_000
     clients = {name: ArraySamples(*private_data(name), NET.classes) for name in FLEET}
-    twin = Simulation(tmp_path / "s", config, origin(), clients, None, limits=limits, workers=1)
+    twin = Simulation(tmp_path / "s", config, origin_of(NET, "test net"), clients, None, limits=limits, workers=1)
     twin.play()
     models = [run.blobs.get(run.journal.meta("model") or "") for run in (running.run, twin.run)]
     assert models[0] == models[1]
@@ -121,7 +123,7 @@ def test_without_data_the_device_must_hold_images(tmp_path: Path) -> None:
 
 def test_profile_of_a_device_behind_a_line(tmp_path: Path) -> None:
     model = tmp_path / "model.fmpq"
-    artifact.write(model, small_artifact())
+    artifact.write(model, artifact_of(NET, 2, 8))
     serial = f"exec:{edge.native()} serve --limit 200000"
     options = ["--serial", serial, "--batch", "4", "--json"]
     done = subprocess.run(
@@ -133,16 +135,3 @@ def test_profile_of_a_device_behind_a_line(tmp_path: Path) -> None:
     assert 199_000 < facts["budget_bytes"] < 200_000 - 4 * 66
     assert [row["planned_bytes"] for row in facts["plans"]] == [row["measured_bytes"] for row in facts["plans"]]
     assert facts["largest_bits"] == 8
-
-
-def small_artifact() -> artifact.Artifact:
-    bits = (2,) * len(NET.layers)
-    plan = {
-        "bits": list(bits), "batch": 8, "micro_batch": 8, "act_bits": 4, "guard": 0, "momentum": False, "threads": 1,
-        "crop": True, "flip": True, "decay_bn": True, "recompute": True,
-    }  # fmt: skip
-    layers = tuple(
-        LayerBlobs(s.bits, s.guard, s.step, rows * kh * kw * cin, s.planes, s.params)
-        for s, (_, rows, kh, kw, cin) in zip(programs.states(NET, bits), NET.layers, strict=True)
-    )
-    return artifact.Artifact(NET.build(), layers, plan, {})

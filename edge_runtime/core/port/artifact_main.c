@@ -5,6 +5,7 @@
 #include "artifact.h"
 #include "board.h"
 #include "golden.h"
+#include "semihost.h"
 #include <string.h>
 
 extern const uint8_t fmpq_artifact_data[];
@@ -15,43 +16,16 @@ static uint8_t images[FMPQ_IMAGES];
 static uint16_t labels[FMPQ_BATCH];
 static uint8_t arena[FMPQ_ARENA] __attribute__((aligned(64), section(".arena")));
 
-enum { SYS_WRITE0 = 4, SYS_EXIT_EXTENDED = 0x20, APPLICATION_EXIT = 0x20026 };
-
-static void call(uint32_t op, const void *arg)
-{
-    register uint32_t r0 __asm__("r0") = op;
-    register const void *r1 __asm__("r1") = arg;
-    __asm__ volatile("bkpt 0xab" : "+r"(r0) : "r"(r1) : "memory");
-}
-
-static void leave(uint32_t code)
-{
-    const uint32_t arg[2] = {APPLICATION_EXIT, code};
-    call(SYS_WRITE0, "\n");
-    for (;;)
-        call(SYS_EXIT_EXTENDED, arg);
-}
-
-static void number(const char *name, uint32_t v)
-{
-    char digits[12], *p = digits + sizeof(digits) - 1;
-    *p = 0;
-    do
-        *--p = (char)('0' + v % 10);
-    while (v /= 10);
-    call(SYS_WRITE0, name);
-    call(SYS_WRITE0, p);
-}
-
 static void check(const char *what, int code)
 {
     if (!code)
         return;
-    call(SYS_WRITE0, "error: ");
-    call(SYS_WRITE0, what);
-    call(SYS_WRITE0, ": ");
-    call(SYS_WRITE0, fmpq_port_error_text(code));
-    leave(8);
+    fmpq_semihost_text("error: ");
+    fmpq_semihost_text(what);
+    fmpq_semihost_text(": ");
+    fmpq_semihost_text(fmpq_port_error_text(code));
+    fmpq_semihost_text("\n");
+    fmpq_semihost_exit(8);
 }
 
 int main(void)
@@ -79,19 +53,19 @@ int main(void)
     for (uint32_t step = 0; step < FMPQ_STEPS; step++) {
         const fmpq_key key = {1, 0, 0, step * artifact.batch};
         check("training", fmpq_step(s, images, labels, artifact.batch, &hyper, key, &stats));
-        number("step=", step);
-        number(" loss_q16=", (uint32_t)stats.loss_q16);
-        call(SYS_WRITE0, "\n");
+        fmpq_semihost_number("step=", step);
+        fmpq_semihost_number(" loss_q16=", (uint32_t)stats.loss_q16);
+        fmpq_semihost_text("\n");
     }
     check("state", fmpq_state_hash(s, &artifact.parsed, artifact.plan.guard, arena + mem.state, state));
     fmpq_hex(state, 32, hex);
-    call(SYS_WRITE0, "state=");
-    call(SYS_WRITE0, hex);
-    number(" arena=", (uint32_t)mem.total);
-    number(" data=", (uint32_t)((uint8_t *)&__data_end - (uint8_t *)&__data_start));
-    number(" bss=", (uint32_t)((uint8_t *)&__bss_end - (uint8_t *)&__bss_start));
-    number(" stack=", fmpq_stack_used());
-    number(" stack_kept=", (uint32_t)((uint8_t *)&__stack_top - (uint8_t *)&__stack_low));
-    leave(0);
-    return 0;
+    fmpq_semihost_text("state=");
+    fmpq_semihost_text(hex);
+    fmpq_semihost_number(" arena=", (uint32_t)mem.total);
+    fmpq_semihost_number(" data=", (uint32_t)((uint8_t *)&__data_end - (uint8_t *)&__data_start));
+    fmpq_semihost_number(" bss=", (uint32_t)((uint8_t *)&__bss_end - (uint8_t *)&__bss_start));
+    fmpq_semihost_number(" stack=", fmpq_stack_used());
+    fmpq_semihost_number(" stack_kept=", (uint32_t)((uint8_t *)&__stack_top - (uint8_t *)&__stack_low));
+    fmpq_semihost_text("\n");
+    fmpq_semihost_exit(0);
 }

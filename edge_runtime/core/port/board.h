@@ -11,6 +11,7 @@ extern uint8_t __arena_start, __ram_end;
 /* startup.c */
 uint32_t fmpq_stack_used(void); /* bytes; the stack is painted at start-up */
 void fmpq_board_restart(void);  /* as the reset button; does not return */
+void fmpq_board_fault(void);    /* of faults and interrupts that nobody handles; restarts the board unless a program has its own */
 
 /* The serial line, one file a UART (uart_cmsdk.c). To move to another board, write these four. */
 void fmpq_uart_open(void);

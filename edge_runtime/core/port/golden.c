@@ -31,6 +31,8 @@ const fmpq_golden fmpq_goldens[] = {
     {"resnet20-n4", 3, 3, 2, 2, {4, 4, 4, 4, 4}, 4, 0, 1, 0},
     {"resnet20-n8", 3, 3, 2, 2, {8, 8, 8, 8, 8}, 8, 0, 1, 0},
     {"resnet20-mixed", 3, 3, 2, 1, {4, 8, 2, 1, 6}, 4, 1, 1, 1},
+    {"branches-n4-b1", 0, 10, 1, 1, {4, 4, 4, 4, 4}, 4, 0, 0, 0},
+    {"branches-mixed", 0, 10, 4, 2, {4, 8, 2, 1, 6}, 8, 1, 1, 1},
 };
 const unsigned fmpq_golden_count = sizeof(fmpq_goldens) / sizeof(fmpq_goldens[0]);
 
@@ -103,22 +105,63 @@ static uint32_t block(net *b, uint32_t stage, uint32_t number, uint32_t cin, uin
     return b->n;
 }
 
+/* the residual net up to its pool; returns its channels, at `size` maps */
+static uint32_t resnet(net *b, uint32_t blocks, uint32_t *size)
+{
+    uint32_t x, channels = 16;
+    record(b, FMPQ_CONV, "", "conv1", 3, 3, channels, *size, *size, 0)[4] = 1;
+    x = b->n;
+    for (uint32_t stage = 0; stage < 3; stage++)
+        for (uint32_t i = 0; i < blocks; i++) {
+            const uint32_t cout = 16u << stage;
+            x = block(b, stage, i, channels, cout, *size, x);
+            *size = cout != channels ? *size / 2 : *size;
+            channels = cout;
+        }
+    return channels;
+}
+
+/* records with biases, without ReLU, of groups, pools, concatenations of both kinds of tensors, and what may read them */
+static uint32_t branches(net *b, uint32_t *size)
+{
+    static const struct {
+        const char *name;
+        uint8_t kind, window, stride, pad, skip_kind, t_out, flags, groups, cin, cout, in, out, input, skip, skip_pad;
+    } of[] = {
+        {"stem", FMPQ_CONV, 3, 1, 1, 0, 0, FMPQ_BIASED, 1, 3, 8, 32, 32, 0, 0, 0},
+        {"side", FMPQ_CONV, 1, 2, 0, 0, 1, FMPQ_LINEAR, 1, 8, 12, 32, 16, 1, 0, 0},
+        {"inner", FMPQ_CONV, 3, 2, 1, 0, 0, FMPQ_BIASED, 1, 8, 12, 32, 16, 1, 0, 0},
+        {"signed", FMPQ_CONV, 3, 1, 1, FMPQ_SKIP_IDENTITY, 2, FMPQ_LINEAR | FMPQ_BIASED, 1, 12, 12, 16, 16, 3, 2, 0},
+        {"deep", FMPQ_CONV, 3, 1, 1, 0, 0, FMPQ_LINEAR, 12, 12, 12, 16, 16, 4, 0, 0},
+        {"max", FMPQ_MAXPOOL, 3, 1, 1, 0, 0, 0, 1, 12, 12, 16, 16, 5, 0, 0},
+        {"joined", FMPQ_CONCAT, 1, 1, 0, FMPQ_SKIP_CONCAT, 3, 0, 1, 24, 24, 16, 16, 4, 6, 0},
+        {"read", FMPQ_CONV, 3, 2, 1, 0, 0, 0, 1, 24, 20, 16, 8, 7, 0, 0},
+        {"shrunk", FMPQ_CONV, 3, 1, 1, FMPQ_SKIP_OPTION_A, 0, 0, 1, 20, 28, 8, 8, 8, 7, 2},
+        {"both", FMPQ_CONCAT, 1, 1, 0, FMPQ_SKIP_CONCAT, 1, 0, 1, 48, 48, 8, 8, 8, 9, 0},
+    };
+    for (size_t i = 0; i < sizeof(of) / sizeof(of[0]); i++) {
+        uint8_t *r = record(b, of[i].kind, "", of[i].name, of[i].window, of[i].cin, of[i].cout, of[i].in, of[i].out, of[i].input);
+        r[3] = of[i].stride;
+        r[4] = of[i].pad;
+        r[5] = of[i].skip_kind;
+        r[6] = of[i].t_out;
+        r[7] = of[i].flags;
+        put16(r + 8, of[i].groups);
+        if (of[i].skip_kind)
+            put16(r + 24, of[i].skip);
+        put16(r + 26, of[i].skip_pad);
+    }
+    *size = 8;
+    return 48;
+}
+
 size_t fmpq_golden_program(const fmpq_golden *g, uint8_t *out)
 {
     static const uint8_t mean[3] = {125, 123, 114};
     net b = {out, 0};
-    uint32_t x, channels = 16, size = 32;
-    uint8_t *r = record(&b, FMPQ_CONV, "", "conv1", 3, 3, channels, size, size, 0);
-    r[4] = 1;
-    x = b.n;
-    for (uint32_t stage = 0; stage < 3; stage++)
-        for (uint32_t i = 0; i < g->blocks; i++) {
-            const uint32_t cout = 16u << stage;
-            x = block(&b, stage, i, channels, cout, size, x);
-            size = cout != channels ? size / 2 : size;
-            channels = cout;
-        }
-    record(&b, FMPQ_GLOBALPOOL, "", "pool", size, channels, channels, size, 1, x);
+    uint32_t size = 32;
+    const uint32_t channels = g->blocks ? resnet(&b, g->blocks, &size) : branches(&b, &size);
+    record(&b, FMPQ_GLOBALPOOL, "", "pool", size, channels, channels, size, 1, b.n);
     record(&b, FMPQ_CLASSIFIER, "", "fc", 1, channels, CLASSES, 1, 1, b.n);
     memset(out, 0, 64);
     memcpy(out, "FMPQPROG", 8);

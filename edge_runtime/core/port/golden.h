@@ -10,7 +10,7 @@
 
 typedef struct fmpq_golden {
     const char *name;
-    uint8_t blocks;     /* residual blocks a stage: 1 = ResNet8, 3 = ResNet20 */
+    uint8_t blocks;     /* residual blocks a stage: 1 = ResNet8, 3 = ResNet20; 0: the small net with every other kind of record */
     uint8_t steps;
     uint8_t batch, micro_batch;
     uint8_t bits[5];    /* of the weight layers in turn, again and again */

@@ -1,4 +1,5 @@
-/* Start-up of a Cortex-M: vectors, .data and .bss, a painted stack. A fault restarts the board: its gateway notices and trains again. */
+/* Start-up of a Cortex-M: vectors, .data and .bss, a painted stack. A fault restarts the board, whose gateway notices and trains again, unless
+ * the program says otherwise. */
 #include "board.h"
 
 #define PAINT 0xa5c3a5c3u
@@ -51,7 +52,12 @@ __attribute__((weak)) void SysTick_Handler(void)
 {
 }
 
+__attribute__((weak)) void fmpq_board_fault(void)
+{
+    fmpq_board_restart();
+}
+
 __attribute__((section(".vectors"), used)) static void (*const vectors[16])(void) = {
-    (void (*)(void))&__stack_top, Reset_Handler,      fmpq_board_restart, fmpq_board_restart, fmpq_board_restart, fmpq_board_restart,
-    fmpq_board_restart,           fmpq_board_restart, fmpq_board_restart, fmpq_board_restart, fmpq_board_restart, fmpq_board_restart,
-    fmpq_board_restart,           fmpq_board_restart, fmpq_board_restart, SysTick_Handler};
+    (void (*)(void))&__stack_top, Reset_Handler,    fmpq_board_fault, fmpq_board_fault, fmpq_board_fault, fmpq_board_fault,
+    fmpq_board_fault,             fmpq_board_fault, fmpq_board_fault, fmpq_board_fault, fmpq_board_fault, fmpq_board_fault,
+    fmpq_board_fault,             fmpq_board_fault, fmpq_board_fault, SysTick_Handler};

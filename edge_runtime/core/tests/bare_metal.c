@@ -1,26 +1,18 @@
 /* Runs a test program with main() on an emulated board: start-up, and newlib's output and exit through semihosting.
  * FMPQ_ARGUMENTS are main's, as strings with commas between them. */
+#include "../port/board.h"
+#include "../port/semihost.h"
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
-extern uint32_t __stack_top, __data_start, __data_end, __data_load, __bss_start, __bss_end;
+extern uint32_t __data_load;
 int main(int argc, char **argv);
 
-enum { SYS_WRITE0 = 4, SYS_EXIT_EXTENDED = 0x20, APPLICATION_EXIT = 0x20026 };
-
-static void call(uint32_t op, const void *arg)
-{
-    register uint32_t r0 __asm__("r0") = op;
-    register const void *r1 __asm__("r1") = arg;
-    __asm__ volatile("bkpt 0xab" : "+r"(r0) : "r"(r1) : "memory");
-}
-
+_Noreturn void _exit(int code);
 void _exit(int code)
 {
-    const uint32_t arg[2] = {APPLICATION_EXIT, (uint32_t)code};
-    for (;;)
-        call(SYS_EXIT_EXTENDED, arg);
+    fmpq_semihost_exit((uint32_t)code);
 }
 
 int _write(int file, const char *data, int len);
@@ -32,7 +24,7 @@ int _write(int file, const char *data, int len)
         const int n = len - at < 64 ? len - at : 64;
         memcpy(text, data + at, (size_t)n);
         text[n] = 0;
-        call(SYS_WRITE0, text);
+        fmpq_semihost_text(text);
         at += n;
     }
     return len;
@@ -78,11 +70,7 @@ void Reset_Handler(void)
     _exit(main((int)(sizeof(arguments) / sizeof(arguments[0])) - 1, arguments));
 }
 
-static void fault(void)
-{
-    _exit(9);
-}
-
 __attribute__((section(".vectors"), used)) static void (*const vectors[16])(void) = {
-    (void (*)(void))&__stack_top, Reset_Handler, fault, fault, fault, fault, fault, fault,
-    fault, fault, fault, fault, fault, fault, fault, fault};
+    (void (*)(void))&__stack_top, Reset_Handler,    fmpq_board_fault, fmpq_board_fault, fmpq_board_fault, fmpq_board_fault,
+    fmpq_board_fault,             fmpq_board_fault, fmpq_board_fault, fmpq_board_fault, fmpq_board_fault, fmpq_board_fault,
+    fmpq_board_fault,             fmpq_board_fault, fmpq_board_fault, fmpq_board_fault};

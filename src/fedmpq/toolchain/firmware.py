@@ -11,7 +11,7 @@ from fedmpq.toolchain import sources, tools
 from fedmpq.toolchain.compile import BuildError, compile_all, link
 from fedmpq.toolchain.sources import COMMON, WARNINGS, Unit
 
-PORTS = ("firmware_main.c", "golden.c", "memory_bare.c", "sha256.c")
+PORTS = ("firmware_main.c", "golden.c", "memory_bare.c", "semihost.c", "sha256.c", "startup.c")
 #: Records of the largest program that this firmware takes: tables are sized by it.
 RECORDS = 12
 

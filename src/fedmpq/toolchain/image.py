@@ -12,7 +12,9 @@ from fedmpq.firmware_profiles import Profile
 from fedmpq.toolchain import firmware, sources
 from fedmpq.toolchain.compile import BuildError
 
-PORTS = ("artifact.c", "artifact_main.c", "golden.c", "json.c", "memory_bare.c", "sha256.c", "startup.c")
+PORTS = (
+    "artifact.c", "artifact_main.c", "golden.c", "json.c", "memory_bare.c", "semihost.c", "sha256.c", "startup.c",
+)  # fmt: skip
 
 
 def c_array(data: bytes, name: str) -> str:
