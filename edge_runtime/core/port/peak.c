@@ -57,6 +57,7 @@ __attribute__((target("amx-tile,amx-int8"))) static uint64_t amx(uint64_t iterat
         shape.bytes[i] = 64;
         shape.rows[i] = 16;
     }
+    __asm__ volatile("" : : "r"(&shape) : "memory"); /* the intrinsic does not say that it reads all of it */
     _tile_loadconfig(&shape);
     for (uint64_t n = 0; n < iterations; n++)
         __asm__ volatile("tdpbusd %tmm6, %tmm4, %tmm0\n\ttdpbusd %tmm7, %tmm4, %tmm1\n\t"

@@ -42,6 +42,12 @@ static union {
 static int64_t sums[2][2][4096];
 static int32_t vec[4][4096], peak[2][4096];
 
+/* now and then something larger, where there is room for it */
+static int wide(void)
+{
+    return ROOM >= 1u << 17 && random32() % 6 == 0;
+}
+
 /* mostly any value of the range, often its ends */
 static int32_t extreme(int32_t low, int32_t high)
 {
@@ -134,11 +140,12 @@ static int try_dw(const fmpq_kernels *k)
 {
     fmpq_dw j;
     int32_t off[25];
-    const int32_t kh = between(1, 5), kw = between(1, 5), rows = between(1, 7), cols4 = between(1, 9), row = cols4 * 4 + kw - 1 + between(0, 3);
+    const int32_t kh = between(1, 5), kw = between(1, 5), rows = between(1, wide() ? 40 : 7), cols4 = between(1, wide() ? 18 : 9);
+    const int32_t row = cols4 * 4 + kw - 1 + between(0, 3);
     uint32_t planes, errors, cells;
     memset(&j, 0, sizeof(j));
     j.taps = kh * kw;
-    j.ci = between(1, 19);
+    j.ci = wide() ? 16 * between(1, 3) : between(1, 19);
     j.a_row = row;
     j.plane = (rows + kh - 1) * row;
     j.rows = rows;

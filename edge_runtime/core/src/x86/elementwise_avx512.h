@@ -412,6 +412,18 @@ static int32_t merge512(int16_t *e1, const int16_t *e2, uint32_t n, int32_t s1, 
     return rest > most ? rest : most;
 }
 
+static int32_t max512(const int16_t *e, uint32_t n)
+{
+    __m512i top = _mm512_setzero_si512();
+    uint32_t i = 0;
+    int32_t most, rest;
+    for (; i + 32 <= n; i += 32)
+        top = _mm512_max_epu16(top, _mm512_abs_epi16(_mm512_loadu_si512(e + i)));
+    most = _mm512_reduce_max_epi32(_mm512_max_epi32(low16(top), _mm512_srli_epi32(top, 16)));
+    rest = NAME(max16)(e + i, n - i);
+    return rest > most ? rest : most;
+}
+
 static void stats512(const int16_t *y, int32_t n, int32_t c, int64_t *m1, int64_t *m2)
 {
     if (c % 16) {
@@ -490,6 +502,15 @@ static void interleave512(const int8_t *e, int8_t *out, int32_t rows, int32_t co
         }
         _mm512_storeu_si512(sums + k, total);
     }
+}
+
+static void quant512(const uint8_t *u, uint8_t *a, int32_t n, int32_t bits)
+{
+    const int32_t end = bits == 4 ? n / 64 * 64 : 0;
+    const __m512i half = _mm512_set1_epi8(8), mask = _mm512_set1_epi8(15);
+    for (int32_t k = 0; k < end; k += 64)
+        _mm512_storeu_si512(a + k, _mm512_and_si512(_mm512_srli_epi16(_mm512_adds_epu8(_mm512_loadu_si512(u + k), half), 4), mask));
+    NAME(quant)(u + end, a + end, n - end, bits);
 }
 
 /* Up to 16 positions x 16 channels of bytes, transposed: out[ch * plane + x] for the positions in `mask`; those from n on are zero. */
@@ -599,7 +620,7 @@ static void pack512(uint8_t *planes, uint32_t bytes, int n, uint32_t count, cons
 
 #undef ELEMENTWISE_TABLE
 #define ELEMENTWISE_TABLE                                                                                                                          \
-    .stats = stats512, .norm = norm512, .act = act512, .reduce = reduce512, .bn_back = bn_back512, .merge = merge512, .max16 = NAME(max16),     \
-    .quant = NAME(quant), .bias = NAME(bias), .scale = NAME(scale), .apply = NAME(apply), .planar = planar512, .interleave = interleave512, .unpack = unpack512,        \
+    .stats = stats512, .norm = norm512, .act = act512, .reduce = reduce512, .bn_back = bn_back512, .merge = merge512, .max16 = max512,     \
+    .quant = quant512, .bias = NAME(bias), .scale = NAME(scale), .apply = NAME(apply), .planar = planar512, .interleave = interleave512, .unpack = unpack512,        \
     .pack = pack512, ROW_TABLE
 #endif

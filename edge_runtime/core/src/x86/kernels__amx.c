@@ -28,13 +28,16 @@ int fmpq_cpu_amx(void)
 #endif
 }
 
-/* tiles 0 to 5 are rows x 16 int32, 6 and 7 operands; `first` of the operand tiles from `operand` on hold rows x bytes, the others bytes/4 x 64 */
 typedef struct tile_shapes {
     uint8_t palette, start, zero[14];
     uint16_t bytes[16];
     uint8_t rows[16];
 } tile_shapes;
 
+/* GCC's intrinsics do not tell the compiler that tiles and their shapes are read from memory: what is written for them must be there by now. */
+#define WRITTEN(p) __asm__ volatile("" : : "r"(p) : "memory")
+
+/* Tiles from 0 on: `sums` of rows x 16 int32, `firsts` of rows x bytes for first operands, the others of bytes/4 x 64 for second ones. */
 static void shape(int sums, int firsts, int32_t rows, int32_t bytes)
 {
     tile_shapes s;
@@ -45,6 +48,7 @@ static void shape(int sums, int firsts, int32_t rows, int32_t bytes)
         s.rows[i] = (uint8_t)(second ? bytes / 4 : rows);
         s.bytes[i] = (uint16_t)(i >= sums && !second ? bytes : 64);
     }
+    WRITTEN(&s);
     _tile_loadconfig(&s);
 }
 
@@ -224,110 +228,191 @@ void fmpq_igemm_amx(const fmpq_igemm *j)
 
 /* --- weight gradient --------------------------------------------------------------------------------------------- */
 
-/* The errors of one block of channels, four positions a group, and where the activations of a step begin. Maps are taken in one of two ways: row
- * by row, or as one long row with the planes' own pitch, where the errors between the rows are zero: long tiles cost no more than short ones. */
+/* A map is taken in one of two ways. As one long row, with the planes' own pitch and errors that are zero between the rows: long tiles cost no
+ * more than short ones. A tile of activations lies anywhere and is slow to load, so neighbouring taps share it: the tap one to the right has the
+ * errors one further instead. Or row by row, where rows are far apart or taps have no neighbours. */
 typedef struct gradient {
     const fmpq_dw *j;
-    int32_t m;              /* input channels of a tile */
-    int32_t groups, steps;  /* of a row: steps of so many groups */
-    int32_t rows, pitch;    /* rows, and bytes of activations from one to the next */
+    int32_t m;             /* input channels of a tile */
+    int32_t groups, steps; /* steps of so many groups of four positions */
 } gradient;
 
-#define LONG_ROW 320 /* groups that a long row may have: 20 KB */
+#define LONG_ROW 320 /* groups that a long row may have */
+#define SHARED 3     /* taps that share a tile of activations */
+#define STEP 96      /* groups between the sums of all taps: three rows of errors stay in the first-level cache */
 
-/* A long row of at most 2 groups more than needed, in steps of at least half a tile; 0 if there is none. */
+/* taps from t on that read one position further each, up to SHARED */
+static int32_t neighbours(const fmpq_dw *j, int32_t t)
+{
+    int32_t n = 1;
+    while (n < SHARED && t + n < j->taps && j->tap_off[t + n] == j->tap_off[t] + n)
+        n++;
+    return n;
+}
+
+/* Groups of a long row, at most 2 more than needed, for few steps; 0 where rows are better. */
 static int32_t long_row(const fmpq_dw *j)
 {
-    const int32_t need = (j->rows * j->a_row + 3) / 4;
+    const int32_t need = (j->rows * j->a_row + SHARED - 1 + 3) / 4;
     int32_t best = 0, fewest = INT32_MAX;
     for (int32_t n = need; n <= need + 2 && n <= LONG_ROW; n++)
         if (n / largest_divisor(n, 16) < fewest) {
             best = n;
             fewest = n / largest_divisor(n, 16);
         }
-    return fewest * 3 < j->rows * (j->cols4 / largest_divisor(j->cols4, 16)) * 2 ? best : 0;
+    return neighbours(j, 0) > 1 && fewest * 3 < j->rows * (j->cols4 / largest_divisor(j->cols4, 16)) * 2 ? best : 0;
 }
 
-/* e of block cb, position (y, x) at y * a_row + x */
-static void lengthen(const fmpq_dw *j, int32_t cb, int8_t *out, int32_t groups)
+/* Groups [from, to) of the long row of block cb's errors: position (y, x) at y * a_row + x + further. */
+static void lengthen(const fmpq_dw *j, int32_t cb, int32_t from, int32_t to, int32_t further, int8_t *out)
 {
-    const int8_t *e = j->e + cb * 64;
-    memset(out, 0, (size_t)groups * 64);
-    for (int32_t y = 0; y < j->rows; y++) {
-        const int32_t at = y * j->a_row;
+    const size_t next = (size_t)j->cop * 4;
+    const int32_t before = (from * 4 - further) / j->a_row - 1, end = to - from;
+    int32_t g = 0;                            /* group that is written next, */
+    __m512i part = _mm512_setzero_si512(); /* and what is in it already */
+    for (int32_t y = before < 0 ? 0 : before; y < j->rows && g < end; y++) {
+        const int32_t at = y * j->a_row + further, o = at / 4 - from; /* groups o + x and the next one get group x of the row */
+        const int32_t x0 = o < 0 ? -o : 0, x1 = end - o < j->cols4 ? end - o : j->cols4;
         const __m128i left = _mm_cvtsi32_si128(at % 4 * 8), right = _mm_cvtsi32_si128(32 - at % 4 * 8);
-        int8_t *o = out + at / 4 * 64;
-        __m512i before = _mm512_load_si512(o); /* the row above may end in this group */
-        for (int32_t x = 0; x < j->cols4; x++, e += (size_t)j->cop * 4, o += 64) {
+        const int8_t *e = j->e + cb * 64 + (size_t)(y * j->cols4 + x0) * next;
+        if (x0 > j->cols4)
+            continue;
+        for (; g < o && g < end; g++, part = _mm512_setzero_si512())
+            _mm512_store_si512(out + g * 64, part);
+        if (x0)
+            part = _mm512_srl_epi32(_mm512_loadu_si512(e - next), right);
+        for (int32_t x = x0; x < x1; x++, g++, e += next) {
             const __m512i v = _mm512_loadu_si512(e);
-            _mm512_store_si512(o, _mm512_or_si512(before, _mm512_sll_epi32(v, left)));
-            before = _mm512_srl_epi32(v, right);
+            _mm512_store_si512(out + g * 64, _mm512_or_si512(part, _mm512_sll_epi32(v, left)));
+            part = _mm512_srl_epi32(v, right);
         }
-        if (at % 4)
-            _mm512_store_si512(o, before);
     }
+    for (; g < end; g++, part = _mm512_setzero_si512())
+        _mm512_store_si512(out + g * 64, part);
 }
 
-/* Sums over the map for `NT` taps of m input channels and 16 output channels. */
-#define EACH_TAP(NT, DO) DO(0, 5) if (NT > 1) { DO(1, 6) } if (NT > 2) { DO(2, 5) } if (NT > 3) { DO(3, 6) } if (NT > 4) { DO(4, 5) }
-#define LOAD(t, operand) _tile_loadd(t, g + (size_t)(t) * tap_step, 64);
-#define STORE(t, operand) _tile_stored(t, g + (size_t)(t) * tap_step, 64);
-#define SUM_BY(t, operand)                                                                                                                         \
-    _tile_loadd(operand, at + j->tap_off[tap + (t)], plane);                                                                                       \
-    _tile_dpbusd(t, operand, 7);
-#define TAPS(NT)                                                                                                                                   \
-    static void taps_##NT(const gradient *f, const int8_t *e, size_t erow, int32_t cb, int32_t tap, int32_t ci)                                    \
+static int32_t *cells_of(const gradient *f, int32_t cb, int32_t tap, int32_t ci)
+{
+    return f->j->g + ((cb - f->j->cb0) * f->j->taps + tap) * f->j->ci * 16 + ci * 16;
+}
+
+/* A statement for each of up to five taps: t, a first operand, a second one; neighbours take turns with the operands. */
+#define EACH_TAP(NT, DO)                                                                                                                           \
+    DO(0, 5, 6)                                                                                                                                    \
+    if (NT > 1) { DO(1, 6, 7) }                                                                                                                    \
+    if (NT > 2) { DO(2, 5, 6) }                                                                                                                    \
+    if (NT > 3) { DO(3, 6, 7) }                                                                                                                    \
+    if (NT > 4) { DO(4, 5, 6) }
+#define LOAD(t, first, second) _tile_loadd(t, g + (size_t)(t) * tap_step, 64);
+#define STORE(t, first, second) _tile_stored(t, g + (size_t)(t) * tap_step, 64);
+
+/* NT neighbouring taps over steps [from, to) of the long row; `row` holds its errors for each of them */
+#define SHIFTED(t, first, second)                                                                                                                      \
+    _tile_loadd(second, e + (size_t)(t) * (STEP * 64), 64);                                                                                        \
+    _tile_dpbusd(t, 5, second);
+#define LONG(NT)                                                                                                                                   \
+    static void long_##NT(const gradient *f, const int8_t *row, int32_t cb, int32_t tap, int32_t ci, int32_t from, int32_t to)                     \
+    {                                                                                                                                              \
+        const size_t plane = (size_t)f->j->plane, tap_step = (size_t)f->j->ci * 16;                                                                \
+        const uint8_t *a = f->j->a + ci * f->j->plane + f->j->tap_off[tap];                                                                        \
+        int32_t *g = cells_of(f, cb, tap, ci);                                                                                                     \
+        EACH_TAP(NT, LOAD)                                                                                                                         \
+        for (int32_t k = from; k < to; k++) {                                                                                                      \
+            const int8_t *e = row + (k - from) * f->groups * 64;                                                                                   \
+            _tile_loadd(5, a + k * f->groups * 4, plane);                                                                                          \
+            EACH_TAP(NT, SHIFTED)                                                                                                                  \
+        }                                                                                                                                          \
+        EACH_TAP(NT, STORE)                                                                                                                        \
+    }
+LONG(1)
+LONG(2)
+LONG(3)
+
+static void by_long_row(const fmpq_dw *j, int32_t groups)
+{
+    int8_t row[SHARED][STEP * 64] __attribute__((aligned(64)));
+    gradient f = {j, largest_divisor(j->ci, 16), largest_divisor(groups, 16), 0};
+    const int32_t chunk = STEP / f.groups;
+    f.steps = groups / f.groups;
+    shape(5, 1, f.m, f.groups * 4);
+    for (int32_t cb = j->cb0; cb < j->cb1; cb++)
+        for (int32_t from = 0; from < f.steps; from += chunk) {
+            const int32_t to = f.steps - from < chunk ? f.steps : from + chunk;
+            for (int32_t n = 0; n < SHARED; n++)
+                lengthen(j, cb, from * f.groups, to * f.groups, n, row[n]);
+            WRITTEN(row);
+            for (int32_t ci = 0; ci < j->ci; ci += f.m)
+                for (int32_t t = 0, n; t < j->taps; t += n) {
+                    n = neighbours(j, t);
+                    if (n == 3)
+                        long_3(&f, row[0], cb, t, ci, from, to);
+                    else if (n == 2)
+                        long_2(&f, row[0], cb, t, ci, from, to);
+                    else
+                        long_1(&f, row[0], cb, t, ci, from, to);
+                }
+        }
+}
+
+/* NT taps row by row */
+#define PLAIN(t, first, second)                                                                                                                      \
+    _tile_loadd(first, at + j->tap_off[tap + (t)], plane);                                                                                         \
+    _tile_dpbusd(t, first, 7);
+#define ROWS(NT)                                                                                                                                   \
+    static void rows_##NT(const gradient *f, int32_t cb, int32_t tap, int32_t ci)                                                                  \
     {                                                                                                                                              \
         const fmpq_dw *j = f->j;                                                                                                                   \
-        const size_t plane = (size_t)j->plane, tap_step = (size_t)j->ci * 16;                                                                      \
-        int32_t *g = j->g + ((cb - j->cb0) * j->taps + tap) * j->ci * 16 + ci * 16;                                                               \
+        const size_t plane = (size_t)j->plane, erow = (size_t)j->cop * 4, tap_step = (size_t)j->ci * 16;                                           \
+        const int8_t *e = j->e + cb * 64;                                                                                                          \
+        int32_t *g = cells_of(f, cb, tap, ci);                                                                                                     \
         EACH_TAP(NT, LOAD)                                                                                                                         \
-        for (int32_t y = 0; y < f->rows; y++) {                                                                                                    \
-            const uint8_t *at = j->a + ci * j->plane + y * f->pitch;                                                                               \
+        for (int32_t y = 0; y < j->rows; y++) {                                                                                                    \
+            const uint8_t *at = j->a + ci * j->plane + y * j->a_row;                                                                               \
             for (int32_t k = 0; k < f->steps; k++, e += erow * (size_t)f->groups, at += 4 * f->groups) {                                           \
                 _tile_loadd(7, e, erow);                                                                                                           \
-                EACH_TAP(NT, SUM_BY)                                                                                                               \
+                EACH_TAP(NT, PLAIN)                                                                                                                \
             }                                                                                                                                      \
         }                                                                                                                                          \
         EACH_TAP(NT, STORE)                                                                                                                        \
     }
+ROWS(1)
+ROWS(3)
+ROWS(4)
+ROWS(5)
 
-TAPS(1)
-TAPS(3)
-TAPS(4)
-TAPS(5)
-
-void fmpq_dw_amx(const fmpq_dw *j)
+static void by_rows(const fmpq_dw *j)
 {
-    int8_t row[LONG_ROW * 64] __attribute__((aligned(64)));
-    const int32_t groups = long_row(j);
-    gradient f = {j, largest_divisor(j->ci, 16), largest_divisor(groups ? groups : j->cols4, 16), 0, groups ? 1 : j->rows, j->a_row};
-    f.steps = (groups ? groups : j->cols4) / f.groups;
-    if ((f.m < 8 && j->ci > 16) || f.groups < 2) {
-        fmpq_kernels_avx512vnni.dw(j);
-        return;
-    }
+    gradient f = {j, largest_divisor(j->ci, 16), largest_divisor(j->cols4, 16), 0};
+    f.steps = j->cols4 / f.groups;
     shape(5, 2, f.m, f.groups * 4);
-    for (int32_t cb = j->cb0; cb < j->cb1; cb++) {
-        const int8_t *e = groups ? row : j->e + cb * 64;
-        const size_t erow = groups ? 64 : (size_t)j->cop * 4;
-        if (groups)
-            lengthen(j, cb, row, groups);
+    for (int32_t cb = j->cb0; cb < j->cb1; cb++)
         for (int32_t ci = 0; ci < j->ci; ci += f.m)
             for (int32_t t = 0, left; (left = j->taps - t) > 0;)
                 if (left >= 5 && left != 6) {
-                    taps_5(&f, e, erow, cb, t, ci);
+                    rows_5(&f, cb, t, ci);
                     t += 5;
                 } else if (left == 4) {
-                    taps_4(&f, e, erow, cb, t, ci);
+                    rows_4(&f, cb, t, ci);
                     t += 4;
                 } else if (left >= 3) {
-                    taps_3(&f, e, erow, cb, t, ci);
+                    rows_3(&f, cb, t, ci);
                     t += 3;
                 } else {
-                    taps_1(&f, e, erow, cb, t, ci);
+                    rows_1(&f, cb, t, ci);
                     t += 1;
                 }
+}
+
+void fmpq_dw_amx(const fmpq_dw *j)
+{
+    const int32_t groups = long_row(j);
+    if ((largest_divisor(j->ci, 16) < 8 && j->ci > 16) || largest_divisor(groups ? groups : j->cols4, 16) < 2) {
+        fmpq_kernels_avx512vnni.dw(j);
+        return;
     }
+    if (groups)
+        by_long_row(j, groups);
+    else
+        by_rows(j);
     _tile_release();
 }
