@@ -24,10 +24,11 @@ KILLS = 20
 @pytest.mark.skipif(not FULL, reason="make test-kill")
 @pytest.mark.timeout(900)
 def test_the_broker_is_killed_at_random_moments(tmp_path: Path) -> None:
-    made = config(min_devices=2, rounds=24, deadline_s=600.0)
+    made = config(min_devices=2, rounds=60, deadline_s=600.0)
     service = Service(tmp_path / "run", made, ORIGIN, None, Where(port=0))
     limits = {f"d{i}": needed(n, made.settings) for i, n in enumerate((2, 8))}
-    devices = [Device(name, service.url, tmp_path, limits[name], i) for i, name in enumerate(limits)]
+    enrolment = service.enrolment  # TLS and seals, as by default
+    devices = [Device(name, service.url, tmp_path, limits[name], i, enrolment) for i, name in enumerate(limits)]
     for device in devices:
         device.start()
     draw = random.Random(5)
