@@ -1,5 +1,5 @@
 /* A plugin for QEMU's TCG: how often each block of guest code ran, as `address instructions executions` lines, so that instructions can
- * be counted (benchmarks/arm.py) and, with the addresses of the symbols, told apart by function. Only the few names of the plugin interface that it uses are declared.
+ * be counted (benchmarks/arm.py) and told apart by function (benchmarks/arm_functions.py). Only the few names of the plugin interface that it uses are declared.
  *
  *     qemu-… -plugin qemu_counts.so,out=FILE */
 #include <inttypes.h>
