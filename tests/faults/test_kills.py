@@ -98,10 +98,12 @@ def coordinator_kills(plain: Outcome) -> list[Kill]:
 
 
 def test_a_chain_of_kills_through_a_whole_run(folder: Path, plain: Outcome) -> None:
-    """One of every kind of point in the order of a run, each in the next life of the same coordinator."""
-    order = "new-run start state profile select configure message blob verdict close aggregate adjust evaluate commit"
-    names = sorted({kill.point for kill in coordinator_kills(plain)} - {"blob:removed"})
-    of = {kind: [name for name in names if name.startswith(f"{kind}:")] for kind in order.split()}
+    """Every point in the order in which a run first passes them (one of each kind in the short form), each in the next
+    life of the same coordinator."""
+    of: dict[str, list[str]] = {}
+    for point in plain.passed[COORDINATOR]:
+        if point != "blob:removed":
+            of.setdefault(point.partition(":")[0], []).append(point)
     points = [name for kind in of.values() for name in (kind if FULL else random.Random(1).sample(kind, 1))]
     chain = [Kill(COORDINATOR, point, 1, life) for life, point in enumerate(points, 1)]
     outcome = Hub(folder / "chain", kills=chain).play(120)
