@@ -153,12 +153,12 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 
 def _candidates() -> list[Path]:
-    """FEDMPQ_CORE first, then beside this package as installed (an editable install keeps it in site-packages)."""
+    """FEDMPQ_CORE where it is set; otherwise beside this package as installed (editable ones in site-packages)."""
     name = "libfmpq.dylib" if sys.platform == "darwin" else "libfmpq.so"
     found = [Path(p) / "fedmpq" / "edge_runtime" / name for p in sys.path if p]
     here = Path(__file__).resolve().parent / name
     given = os.environ.get("FEDMPQ_CORE")
-    return ([Path(given)] if given else []) + [here, *found]
+    return [Path(given)] if given else [here, *found]
 
 
 @lru_cache(maxsize=1)
@@ -172,6 +172,8 @@ def library() -> Any:
         if path.is_file():
             break
     else:
+        if given := os.environ.get("FEDMPQ_CORE"):
+            raise CoreError(f"FEDMPQ_CORE={given} is not there", "unset it for the core that is installed")
         raise CoreError("the integer core libfmpq is not installed", "run `make core` or reinstall the package")
     try:
         lib = c.CDLL(str(path))

@@ -68,7 +68,9 @@ class Cpu:
 
     core: str = _text(r"[ -~]{1,40}", "the core's name, up to 40 characters")
     isa: str = _choice("x86-64", "armv8-a", "armv7-a", "armv6", "armv7e-m", "armv8.1-m")
-    kernels: str = _choice("scalar", "avx2", "avx512vnni", "amx", "neon", "neondot", "neoni8mm", "dsp", "mve")
+    kernels: str = _choice(
+        "scalar", "avx2", "avxvnni", "avx512vnni", "amx", "neon", "neondot", "neoni8mm", "dsp", "mve"
+    )
     cores: int = _number(1, 1024)
     features: tuple[str, ...] = _list(())
     l1d: int = _number(0, 1 << 30, 0)

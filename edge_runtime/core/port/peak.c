@@ -10,6 +10,7 @@ FMPQ_API uint64_t fmpq_peak_macs(const char *isa, uint64_t iterations);
 
 /* 16 independent accumulators hide the latency of 4..5 cycles on two ports; asm, so that nothing is folded. */
 #define REPEAT16(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
+#define REPEAT12(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
 #define REPEAT6(X) X(0) X(1) X(2) X(3) X(4) X(5)
 
 /* u8 x s8 into s32: 64 a instruction. */
@@ -25,6 +26,22 @@ __attribute__((target("avx512f,avx512vnni"))) static uint64_t vnni512(uint64_t i
     }
     return iterations * 16 * 64;
 }
+
+#if defined(FMPQ_AVXVNNI_KERNELS)
+/* the same in 256 bits: 32 an instruction */
+__attribute__((target("avx2,avxvnni"))) static uint64_t vnni256(uint64_t iterations) {
+    __m256i a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(5);
+#define DECLARE(i) __m256i r##i = _mm256_setzero_si256();
+    REPEAT12(DECLARE)
+#undef DECLARE
+    for (uint64_t n = 0; n < iterations; n++) {
+#define STEP(i) __asm__ volatile("%{vex%} vpdpbusd %2, %1, %0" : "+x"(r##i) : "x"(a), "x"(b));
+        REPEAT12(STEP)
+#undef STEP
+    }
+    return iterations * 12 * 32;
+}
+#endif
 
 /* pmaddubsw, pmaddwd, paddd: 32 a triple. */
 __attribute__((target("avx2"))) static uint64_t avx2(uint64_t iterations) {
@@ -74,6 +91,9 @@ uint64_t fmpq_peak_macs(const char *isa, uint64_t iterations) {
 #if defined(__x86_64__) && defined(__GNUC__)
     if (!strcmp(isa, "avx512vnni")) return vnni512(iterations);
     if (!strcmp(isa, "avx2")) return avx2(iterations);
+#if defined(FMPQ_AVXVNNI_KERNELS)
+    if (!strcmp(isa, "avxvnni")) return vnni256(iterations);
+#endif
 #if defined(FMPQ_AMX_KERNELS)
     if (!strcmp(isa, "amx")) return amx(iterations);
 #endif

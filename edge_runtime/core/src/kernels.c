@@ -4,6 +4,9 @@
 
 #if defined(__x86_64__) && defined(FMPQ_X86_KERNELS)
 extern const fmpq_kernels fmpq_kernels_avx2, fmpq_kernels_avx512vnni;
+#if defined(FMPQ_AVXVNNI_KERNELS)
+extern const fmpq_kernels fmpq_kernels_avxvnni;
+#endif
 #if defined(FMPQ_AMX_KERNELS)
 extern const fmpq_kernels fmpq_kernels_amx;
 #endif
@@ -39,6 +42,9 @@ static const fmpq_kernels *const tables[] = {
 #endif
 #if defined(__x86_64__) && defined(FMPQ_X86_KERNELS)
     &fmpq_kernels_avx2,
+#if defined(FMPQ_AVXVNNI_KERNELS)
+    &fmpq_kernels_avxvnni,
+#endif
     &fmpq_kernels_avx512vnni,
 #if defined(FMPQ_AMX_KERNELS)
     &fmpq_kernels_amx,

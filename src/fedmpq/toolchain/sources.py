@@ -10,7 +10,7 @@ from fedmpq.firmware_profiles import Profile
 
 #: Instruction set of a profile -> (folder of its kernels, macros that put them into the table).
 _KERNELS = {
-    "x86-64": ("x86", ["FMPQ_X86_KERNELS", "FMPQ_AMX_KERNELS"]),
+    "x86-64": ("x86", ["FMPQ_X86_KERNELS", "FMPQ_AVXVNNI_KERNELS", "FMPQ_AMX_KERNELS"]),
     "armv8-a": ("neon", ["FMPQ_NEON_KERNELS"]),
     "armv7-a": ("neon", ["FMPQ_NEON_KERNELS"]),
     "armv7e-m": ("dsp", ["FMPQ_DSP_KERNELS"]),
@@ -22,6 +22,7 @@ _AVX512 = ("-mavx2", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-ma
 #: Suffix of a kernel file -> its processor flags where the profile's own are not enough (`+` extends -mcpu).
 _SUFFIX_FLAGS = {
     "avx2": ("-mavx2",),
+    "avxvnni": ("-mavx2", "-mavxvnni"),
     "avx512vnni": _AVX512,
     "amx": (*_AVX512, "-mamx-tile", "-mamx-int8"),
     "neondot": ("+dotprod",),
