@@ -1,88 +1,71 @@
-"""Bad clients against the rules of robust aggregation: the final accuracy of every pair, as one JSON document.
+"""Bad clients against robust rules: collects finished simulations into one JSON document and a table.
 
-    python benchmarks/byzantine.py --data digits --model resnet8 --rounds 10 --epochs 2 --out byzantine-digits.json
+    fedmpq simulate --data cifar10 --model resnet20 --train 20000 --test 10000 --rounds 20 --epochs 2 --seed 1 \\
+        --attack label-flip:0.2 --referee 300 --set robust=referee --out runs/flip-referee
+    python benchmarks/byzantine.py runs/* --out benchmarks/results/byzantine.json
 
-Every run has the same clients, data, first model and seed; only the attack and the rule differ. Attackers keep to the
-protocol (coordinator/attacks.py). Pairs that the file holds already are not run again. `none` under no attack is the
-run that the others are compared with.
+Each argument is the `--out` folder of one `fedmpq simulate`, or a run's own file of a preset. What an attack costs is
+the accuracy of the run of the same seed without attack and without a rule, less the run's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
-import tempfile
 from pathlib import Path
-from time import monotonic
+from typing import Any
 
-from fedmpq.coordinator import source
-from fedmpq.coordinator.attacks import Attack
-from fedmpq.coordinator.service import parse_setting
-from fedmpq.coordinator.simulate import Simulation
-from fedmpq.experiments.run import config_of
-from fedmpq.experiments.setting import Setting, prepare
+from fedmpq.coordinator.journal import Journal
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="digits")
-    parser.add_argument("--model", default="resnet8")
-    parser.add_argument("--clients", type=int, default=10)
-    parser.add_argument("--alpha", type=float, default=0.5, help="0 for an even partition")
-    parser.add_argument("--train", type=int)
-    parser.add_argument("--test", type=int)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--seeds", default="1")
-    parser.add_argument("--attacks", default="none,label-flip:0.2,scale:0.2:10")
-    parser.add_argument("--rules", default="none,clip,trimmed,referee")
-    parser.add_argument("--referee", type=int, default=200, help="training images kept from the clients in every run")
-    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("found", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    runs: list[dict[str, object]] = json.loads(options.out.read_text())["runs"] if options.out.is_file() else []
-    done = {(run["seed"], run["attack"], run["rule"]) for run in runs}
-    for seed in map(int, options.seeds.split(",")):
-        setting = Setting(
-            data=options.data, model=options.model, clients=options.clients, alpha=options.alpha or None, seed=seed,
-            rounds=options.rounds, epochs=options.epochs, lr=options.lr, train=options.train, test=options.test,
-            referee=options.referee,
-        )  # fmt: skip
-        prepared = prepare(setting)
-        for attack in options.attacks.split(","):
-            for rule in options.rules.split(","):
-                if (seed, attack, rule) in done:
-                    continue
-                keys = {"robust": rule, **dict(parse_setting(text) for text in options.settings)}
-                config = config_of("fedmpq", prepared, keys)
-                mean, test = bytes(prepared.dataset.mean), prepared.judged
-                origin = source.of_model(options.model, test, mean, crop_pad=prepared.crop_pad, seed=seed)
-                began = monotonic()
-                with tempfile.TemporaryDirectory() as folder:
-                    made = None if attack == "none" else Attack.parse(attack)
-                    simulation = Simulation(
-                        Path(folder), config, origin, prepared.fleet, test, attack=made, referee=prepared.referee
-                    )
-                    rounds = simulation.play()["rounds"]
-                    simulation.close()
-                curve = [row["accuracy"] for row in rounds]
-                runs.append(
-                    {
-                        "seed": seed,
-                        "attack": attack,
-                        "rule": rule,
-                        "accuracy": curve[-1],
-                        "curve": curve,
-                        "attackers": sorted(simulation.attackers),
-                        "seconds": round(monotonic() - began, 1),
-                    }
-                )
-                print(f"seed {seed} {attack:16} {rule:8} {curve[-1]:6.2f} %  {runs[-1]['seconds']} s", file=sys.stderr)
-                command = "python benchmarks/byzantine.py " + shlex.join(sys.argv[1:])
-                options.out.write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n")
+    runs = [collect(path) for path in options.found]
+    runs.sort(key=lambda run: (run["seed"], run["attack"] or "", run["rule"]))
+    print(table(runs))
+    if options.out is not None:
+        options.out.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+
+
+def collect(path: Path) -> dict[str, Any]:
+    """One run: its command, what it reached, and whom the referee left out in which rounds."""
+    if path.is_dir():
+        result = json.loads((path / "result.json").read_text())
+        (run,), setting = result["runs"], result["setting"]
+        folder = path / run["strategy"]
+    else:
+        run = json.loads(path.read_text())
+        setting, folder = run["setting"], path.with_suffix("")
+    rule = run["config"].get("robust", "none")
+    words = ["fedmpq simulate"]
+    words += [f"--{key} {setting[key]}" for key in ("data", "model", "train", "test", "rounds", "epochs", "seed")]
+    attack = setting.get("attack")
+    words += [f"--attack {attack}"] if attack else []
+    words += [f"--referee {setting['referee']}"] if setting.get("referee") else []
+    words += [f"--set robust={rule}"] if rule != "none" else []
+    journal = Journal(folder, read_only=True)
+    left_out: dict[str, list[int]] = {}
+    for row in journal.rows("SELECT round, device FROM events WHERE kind='left-out' ORDER BY round, device"):
+        left_out.setdefault(row["device"], []).append(row["round"])
+    journal.close()
+    return {
+        "command": " ".join(words), "seed": setting["seed"], "attack": attack, "rule": rule,
+        "judged_on": run["judged_on"], "attackers": run.get("attackers", []), "accuracy": run["final_accuracy"],
+        "curve": [row["accuracy"] for row in run["rounds"]], "left_out": left_out,
+    }  # fmt: skip
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """The runs as a markdown table."""
+    honest = {run["seed"]: run["accuracy"] for run in runs if run["attack"] is None and run["rule"] == "none"}
+    lines = ["| seed | attack | rule | accuracy % | cost |", "|---|---|---|---:|---:|"]
+    for run in runs:
+        cost = f"{honest[run['seed']] - run['accuracy']:.2f}" if run["seed"] in honest else "–"
+        lines.append(f"| {run['seed']} | {run['attack'] or 'none'} | {run['rule']} | {run['accuracy']:.2f} | {cost} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
