@@ -23,6 +23,7 @@ HELP: dict[str, tuple[str, str]] = {
     "fedmpq_devices": ("gauge", "Devices by standing."),
     "fedmpq_updates_total": ("counter", "Updates by verdict."),
     "fedmpq_refused_total": ("counter", "Messages and updates refused, by reason."),
+    "fedmpq_left_out_total": ("counter", "Accepted updates that the referee left out of a round, by device."),
     "fedmpq_bytes_total": ("counter", "Payload bytes of updates and plans, by direction."),
     "fedmpq_round_seconds": ("gauge", "Seconds from opening to committing the last round."),
     "fedmpq_layer_bits": ("gauge", "Mean bit-width of each weight layer over the fleet."),
@@ -86,6 +87,8 @@ def _refusals(journal: Journal, counters: Mapping[str, int], found: dict[str, fl
         found[key] = found.get(key, 0) + row["n"]
         if reason:
             reasons[reason] = reasons.get(reason, 0) + row["n"]
+    for row in journal.rows("SELECT device, COUNT(*) AS n FROM events WHERE kind='left-out' GROUP BY device"):
+        found[_sample("fedmpq_left_out_total", device=row["device"])] = row["n"]
     for reason, count in reasons.items():
         found[_sample("fedmpq_refused_total", reason=reason)] = count
 

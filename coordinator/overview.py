@@ -120,7 +120,8 @@ def _failures(journal: Journal) -> tuple[dict[str, Any], ...]:
         FAILURES,
     ) + journal.rows(
         "SELECT at, round, device, kind AS what, detail FROM events "
-        "WHERE kind IN ('failed', 'missed', 'refused', 'malformed', 'damaged', 'no-quorum') ORDER BY id DESC LIMIT ?",
+        "WHERE kind IN ('failed', 'missed', 'refused', 'malformed', 'damaged', 'no-quorum', 'left-out') "
+        "ORDER BY id DESC LIMIT ?",
         FAILURES,
     )
     return tuple(sorted(found, key=lambda row: -float(row["at"]))[:FAILURES])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmpq.coordinator import planes, referee, robust, rounds
+from fedmpq.coordinator import metrics, overview, planes, referee, robust, rounds
 from fedmpq.coordinator.engine import Engine
 from fedmpq.coordinator.referee import ONE, Referee, margin, outliers
 from fedmpq.coordinator.simulate import Simulation
@@ -78,6 +78,8 @@ def test_left_out_updates_are_not_in_the_model_and_stay_out_until_they_are_near(
     out = run.run.journal.rows("SELECT round, device, detail FROM events WHERE kind='left-out' ORDER BY id")
     assert [(row["round"], row["device"]) for row in out] == [(1, "d2"), (2, "d2")]
     assert out[0]["detail"] == "margin -0.200, the median 0.000"
+    assert metrics.values(run.run.journal)['fedmpq_left_out_total{device="d2"}'] == 2
+    assert [row["what"] for row in overview.overview(run.run.journal).failures] == ["left-out"] * 2
     run.close()
 
 
