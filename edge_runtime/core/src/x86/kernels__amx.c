@@ -268,15 +268,16 @@ static void lengthen(const fmpq_dw *j, int32_t cb, int32_t from, int32_t to, int
 {
     const size_t next = (size_t)j->cop * 4;
     const int32_t before = (from * 4 - further) / j->a_row - 1, end = to - from;
-    int32_t g = 0;                            /* group that is written next, */
+    int32_t g = 0;                         /* group that is written next, */
     __m512i part = _mm512_setzero_si512(); /* and what is in it already */
     for (int32_t y = before < 0 ? 0 : before; y < j->rows && g < end; y++) {
         const int32_t at = y * j->a_row + further, o = at / 4 - from; /* groups o + x and the next one get group x of the row */
         const int32_t x0 = o < 0 ? -o : 0, x1 = end - o < j->cols4 ? end - o : j->cols4;
         const __m128i left = _mm_cvtsi32_si128(at % 4 * 8), right = _mm_cvtsi32_si128(32 - at % 4 * 8);
-        const int8_t *e = j->e + cb * 64 + (size_t)(y * j->cols4 + x0) * next;
+        const int8_t *e;
         if (x0 > j->cols4)
             continue;
+        e = j->e + cb * 64 + (size_t)(y * j->cols4 + x0) * next;
         for (; g < o && g < end; g++, part = _mm512_setzero_si512())
             _mm512_store_si512(out + g * 64, part);
         if (x0)
