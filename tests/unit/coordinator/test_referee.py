@@ -15,6 +15,7 @@ from fedmpq.coordinator.engine import Engine
 from fedmpq.coordinator.referee import ONE, Referee, margin, outliers
 from fedmpq.coordinator.simulate import Simulation
 from fedmpq.coordinator.source import Source
+from fedmpq.edge_runtime.shard import Shard, write_shard
 from fedmpq.edge_runtime.trainer import Layer
 from fedmpq.errors import ConfigError
 from tests.helpers.fleet import LAYOUT, PROGRAM, config, first_model, samples
@@ -109,7 +110,12 @@ def test_the_core_judges(tmp_path: Path) -> None:
     model = run.run.model(row["next_model"])
     packed = [planes.pack(model.layer_state(i, 8, 4, scale="max")) for i in range(len(LAYOUT.layers))]
     layers = [Layer(layer.bits, layer.step, layer.planes, layer.params) for layer in packed]
-    assert len({Referee(engine, config(batch=batch), images).margin(layers, 1) for batch in (4, 8, 64)}) == 1
+    found = {Referee(engine, config(batch=batch), images).margin(layers, 1) for batch in (4, 8, 64)}
+    path = tmp_path / "referee.shard"
+    write_shard(path, bytes(images.images(0, 48)), bytes(images.labels(0, 48)), shape=(8, 8, 1), classes=4, mean=b"x")
+    with Shard(path) as shard:
+        found.add(Referee(engine, config(), shard).margin(layers, 1))
+    assert len(found) == 1
     run.close()
 
 
