@@ -260,7 +260,7 @@ static int32_t long_row(const fmpq_dw *j)
             best = n;
             fewest = n / largest_divisor(n, 16);
         }
-    return neighbours(j, 0) > 1 && fewest * 3 < j->rows * (j->cols4 / largest_divisor(j->cols4, 16)) * 2 ? best : 0;
+    return best && neighbours(j, 0) > 1 && fewest * 3 < j->rows * (j->cols4 / largest_divisor(j->cols4, 16)) * 2 ? best : 0;
 }
 
 /* Groups [from, to) of the long row of block cb's errors: position (y, x) at y * a_row + x + further. */
