@@ -160,33 +160,13 @@ class FloatMachine(Machine):
         if profile.run != run.config.run:
             return [self._ack(device, 0, "profile", payload, "run", f"this is run {run.config.run!r}")]
         reason, detail = judge(profile, run.layout.program)
-        fields: Row = {
-            "profile": payload.decode(),
-            "admission": "refused" if reason else "admitted",
-            "reason": reason,
-            "detail": detail,
+        facts: Row = {
             "samples": profile.samples,
             "limit_bytes": profile.budget_bytes,
             "planned_bytes": profile.step_bytes,
             "measured_bytes": profile.step_bytes,
-            "online": 1,
-            "seen_at": run.clock(),
         }
-        known = run.device(device)
-        with run.journal.transaction("profile") as journal:
-            if known is None:
-                journal.add_row("devices", {"device": device})
-            journal.set_fields("devices", {"device": device}, fields)
-            if known is None or known["profile"] != fields["profile"]:
-                code = f"rejected:{reason}" if reason else "accepted"
-                journal.verdict(run.clock(), 0, device, "profile", protocol.digest(payload), code, detail)
-        out = [self._ack(device, 0, "profile", payload, reason, detail)]
-        row = run.round_row()
-        if not reason and row is not None and row["phase"] == "collect":
-            assignment = run.assignment(row["round"], device)
-            if assignment is not None and assignment["state"] == "assigned":
-                out += self._plan(assignment)
-        return out
+        return self._judged(device, payload, facts, reason, detail)
 
     def _float_update(self, device: str, update: protocol.FloatUpdate, payload: bytes) -> list[Outgoing]:
         run, ref = self.run, protocol.digest(payload)

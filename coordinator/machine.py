@@ -345,33 +345,43 @@ class Machine:
             run.plan_bytes,
             lambda limit: run.allotter(row)(limit, config.cap16(device), mean_bits_of(row)),
         )
-        fields: dict[str, object] = {
-            "profile": payload.decode(),
-            "admission": "admitted" if verdict.admitted else "refused",
-            "reason": verdict.reason,
-            "detail": verdict.detail,
+        fields: Row = {
             "samples": profile.samples,
             "limit_bytes": profile.budget_bytes,
             "extra_bytes": verdict.extra_bytes,
-            "online": 1,
         }
         if verdict.allotment is not None:
             fields["bits"] = list(verdict.allotment.bits)
             fields["budget16"] = verdict.allotment.budget16
             fields["planned_bytes"] = verdict.allotment.planned_bytes + verdict.extra_bytes
+        return self._judged(device, payload, fields, verdict.reason, verdict.detail)
+
+    def _judged(self, device: str, payload: bytes, facts: Row, reason: str, detail: str) -> list[Outgoing]:
+        """Journals a judged profile unless it says nothing new, acknowledges it, and sends the plan still owed.
+
+        Args:
+            device: whose profile it is.
+            payload: the profile.
+            facts: columns that follow from it.
+            reason: why the device is refused; empty if it is admitted.
+            detail: of the reason.
+        """
+        run, row = self.run, self.run.round_row()
+        fields: Row = {**facts, "admission": "refused" if reason else "admitted", "reason": reason, "detail": detail}
+        fields["online"] = 1
         known = run.device(device)
         said_again = known is not None and known["profile"] == json.loads(payload)
-        if known is None or not said_again or any(known[key] != fields[key] for key in fields.keys() - {"profile"}):
+        if known is None or not said_again or any(known[key] != value for key, value in fields.items()):
             with run.journal.transaction("profile") as journal:
                 if known is None:
                     journal.add_row("devices", {"device": device})
-                journal.set_fields("devices", {"device": device}, {**fields, "seen_at": run.clock()})
+                fields |= {"profile": payload.decode(), "seen_at": run.clock()}
+                journal.set_fields("devices", {"device": device}, fields)
                 if not said_again:
-                    code = "accepted" if verdict.admitted else f"rejected:{verdict.reason}"
-                    ref = protocol.digest(payload)
-                    journal.verdict(run.clock(), 0, device, "profile", ref, code, verdict.detail)
-        out = [self._ack(device, 0, "profile", payload, verdict.reason, verdict.detail)]
-        if verdict.admitted and row is not None and row["phase"] == "collect":
+                    code = f"rejected:{reason}" if reason else "accepted"
+                    journal.verdict(run.clock(), 0, device, "profile", protocol.digest(payload), code, detail)
+        out = [self._ack(device, 0, "profile", payload, reason, detail)]
+        if not reason and row is not None and row["phase"] == "collect":
             assignment = run.assignment(row["round"], device)
             if assignment is not None and assignment["state"] == "assigned":
                 out += self._plan(assignment)
