@@ -23,7 +23,7 @@ static uint32_t random32(void)
 
 static int32_t between(int32_t low, int32_t high)
 {
-    return low + (int32_t)(random32() % (uint32_t)(high - low + 1));
+    return (int32_t)((uint32_t)low + random32() % ((uint32_t)high - (uint32_t)low + 1));
 }
 
 static int32_t one_of(const int32_t *list, size_t n)
@@ -89,8 +89,9 @@ static int try_igemm(const fmpq_kernels *k)
     int32_t off[49];
     const int usual = random32() % 3 == 0; /* for which a table may have loops of its own */
     const int32_t kh = usual ? 3 : between(1, 5), kw = usual ? 3 : between(1, 5), stride = usual ? 1 : between(1, 2);
-    const int32_t c4 = usual ? ONE_OF(4, 8, 16) : between(1, 9), pad4 = usual ? 0 : between(0, 1);
-    const int32_t rows = between(1, usual ? 19 : 5), cols = usual ? 4 * between(1, 17) : between(1, 19), tile_cols = (cols - 1) * stride + kw, n = between(1, 8);
+    const int wide = random32() % 6 == 0;
+    const int32_t c4 = usual ? ONE_OF(4, 8, 16) : wide ? between(10, 20) : between(1, 9), pad4 = usual ? 0 : between(0, 1);
+    const int32_t rows = between(1, usual ? 19 : 5), cols = usual ? 4 * between(1, 17) : between(1, random32() % 6 ? 19 : 70), tile_cols = (cols - 1) * stride + kw, n = between(1, 8);
     uint32_t weights, bytes, outs;
     memset(&j, 0, sizeof(j));
     j.c4 = c4;
