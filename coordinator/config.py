@@ -72,7 +72,7 @@ class RunConfig:
         eval_budgets: whether it is also judged at every device's own bit-widths.
         eval_every: evaluate after every so many rounds (and the last).
         robust: rule against bad clients (robust.RULES): "none", "clip", "trimmed", "median", "referee".
-        trim_percent: share of the clients' weight cut off at both ends by "trimmed" (and for batch-norm by "clip").
+        trim_percent: share of the clients' weight cut off at both ends by "trimmed" (of batch-norm also by the others).
         quarantine_after: refused updates in a row after which a device sits out rounds; 0 for never.
         quarantine_rounds: rounds that it sits out.
         budgets: average bit-width each named device may have at most, whatever its memory; others go by memory alone.
