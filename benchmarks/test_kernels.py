@@ -43,18 +43,10 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_forward(benchmark, isa, layer):
-    """Convolution, batch-norm and requantisation."""
+@pytest.mark.parametrize("of", ["forward", "step"])
+def test_layer(benchmark, isa, of, layer):
+    """Convolution, batch-norm and requantisation; or a step: with both backward convolutions and the update."""
     small = Small(layers()[layer], 4, BATCH, with_layer=True)
-    benchmark.group = f"forward, {layer}"
-    benchmark(small.forward)
-    assert core.isa() == isa
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_step(benchmark, isa, layer):
-    """Forward, both backward convolutions and the update."""
-    small = Small(layers()[layer], 4, BATCH, with_layer=True)
-    benchmark.group = f"step, {layer}"
-    benchmark(small.step)
+    benchmark.group = f"{of}, {layer}"
+    benchmark(getattr(small, of))
     assert core.isa() == isa
