@@ -180,7 +180,8 @@ def measure(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ]  # fmt: skip
     peak = max((size for _, _, size in curve), default=0)
     words = [asked.mode, "--devices", asked.devices, *(["--rounds", asked.rounds] if asked.rounds > 1 else []),
-             *(["--tls"] if asked.tls else [])]  # fmt: skip
+             *(["--tls"] if asked.tls else []),
+             *(["--rate", int(asked.rate)] if asked.rate != 200 else [])]  # fmt: skip
     result: dict[str, Any] = {
         "command": "python -m benchmarks.fleet " + " ".join(map(str, words)), "cores": os.cpu_count(),
         "devices": asked.devices, "tls": asked.tls, "model": "ResNet20, 32x32x3, 10 classes", "bits": asked.bits,

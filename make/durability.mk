@@ -16,5 +16,5 @@ fuzz: setup  ## fuzz every parser and reader; SECONDS_EACH=20
 bench-fleet: setup  ## ingest, 1,000 devices with TLS, 5,000 idle, 100 rounds: the figures of docs/scale.md
 	$(BIN)/python -m benchmarks.ingest --devices 300 --out benchmarks/results/ingest.json
 	$(BIN)/python -m benchmarks.fleet round --devices 1000 --tls --out benchmarks/results/fleet-1000.json
-	$(BIN)/python -m benchmarks.fleet idle --devices 5000 --rate 400 --out benchmarks/results/fleet-idle.json
+	$(BIN)/python -m benchmarks.fleet idle --devices 5000 --tls --rate 300 --out benchmarks/results/fleet-idle.json
 	$(BIN)/python -m benchmarks.fleet soak --devices 10 --rounds 100 --out benchmarks/results/fleet-soak.json
