@@ -134,14 +134,19 @@ int fmpq_load_params(fmpq_session *s, uint32_t r, fmpq_fx step, const void *para
         memcpy(rv, (const uint8_t *)params + n * 12u, n * 8u);
         for (uint32_t c = 0; c < n; c++)
             if (rv[c] < 0 || rv[c] >= (int64_t)1 << 47 || gamma[c] > 32767 << 16 || gamma[c] < -(32767 << 16) || beta[c] > 1 << 30 ||
-                beta[c] < -(1 << 30))
+                beta[c] < -(1 << 30)) { /* what is refused must not stay behind */
+                memset(fmpq_params_i32(s, r, 0), 0, n * 12u);
+                memset(rv, 0, n * 8u);
                 return FMPQ_E_PARAMS;
+            }
     } else {
         int32_t *bias = fmpq_params_i32(s, r, 0);
         memcpy(bias, params, n * 4u);
         for (uint32_t c = 0; c < n; c++)
-            if (bias[c] > 1 << 30 || bias[c] < -(1 << 30))
+            if (bias[c] > 1 << 30 || bias[c] < -(1 << 30)) {
+                memset(bias, 0, n * 4u);
                 return FMPQ_E_PARAMS;
+            }
     }
     s->layer[r].step = step;
     if (s->plan.momentum) {
