@@ -148,7 +148,7 @@ class Hub:
             self.start(name)
         try:
             while COORDINATOR in self.running:
-                assert time.monotonic() < end, f"stuck after {self.done}"
+                assert time.monotonic() < end, self._stuck()
                 self.turn()
         finally:
             for participant in self.running.values():
@@ -156,6 +156,15 @@ class Hub:
                 os.waitpid(participant.pid, 0)
                 participant.pipe.close()
         return self.outcome()
+
+    def _stuck(self) -> str:
+        """What is known of a run that does not end."""
+        told = self.retained.get(topics.Topics("fleet").round)
+        errors = {path.name: path.read_text()[-400:] for path in self.folder.glob("error-*")}
+        return (
+            f"stuck after {self.done}; lives {dict(self.lives)}, running {sorted(self.running)}, "
+            f"round {decode(topics.ROUND, told) if told else None}, {errors}"
+        )
 
     def start(self, name: str) -> None:
         self.lives[name] += 1
