@@ -31,8 +31,8 @@ def render(folder: Path = RESULTS) -> str:
     pages = [
         ("bench-b64.json", batch_64),
         ("bench-b1.json", batch_1),
-        ("bench-avx512vnni.json", avx512),
-        ("bench-avx2.json", avx2),
+        ("bench-avx512vnni.json", held),
+        ("bench-avx2.json", held),
         ("bench-scaling.json", scaling),
         ("bench-memory.json", memory),
         ("bench-memory-resnet8.json", memory),
@@ -117,24 +117,22 @@ def batch_1(result: dict[str, Any]) -> str:
     )
 
 
-def avx512(result: dict[str, Any]) -> str:
-    """Without the matrix unit."""
-    return _train(
-        result,
+#: Instruction set that a run was held to -> heading and remark.
+HELD = {
+    "avx512vnni": (
         "Without the matrix unit",
-        "train --model resnet20 --bits 4 --batch 64 --threads 1 --against torch --isa avx512vnni",
         "The core on AVX512-VNNI alone, against the peak of that; PyTorch's fp32 never uses the matrix unit.\n",
-    )
+    ),
+    "avx2": ("Held to AVX2", "PyTorch runs with `ATEN_CPU_CAPABILITY=avx2` and `ONEDNN_MAX_CPU_ISA=AVX2`.\n"),
+}
 
 
-def avx2(result: dict[str, Any]) -> str:
-    """Both held to AVX2."""
-    return _train(
-        result,
-        "Held to AVX2",
-        "train --model resnet20 --bits 4 --batch 64 --threads 1 --against torch --isa avx2",
-        "PyTorch runs with `ATEN_CPU_CAPABILITY=avx2` and `ONEDNN_MAX_CPU_ISA=AVX2`.\n",
-    )
+def held(result: dict[str, Any]) -> str:
+    """64 images a step, held to an instruction set."""
+    isa = result["isa"]
+    title, remark = HELD[isa]
+    command = f"train --model resnet20 --bits 4 --batch 64 --threads 1 --against torch --isa {isa}"
+    return _train(result, title, command, remark)
 
 
 def scaling(result: dict[str, Any]) -> str:
