@@ -101,14 +101,21 @@ class Machine:
         with run.journal.transaction("start") as journal:
             seq = int(journal.meta("seq") or 0) + 1
             journal.set_meta("seq", str(seq))
-            # Grows over restarts, and past everything said before where the directory is a restored backup.
-            self.epoch = max(int(journal.meta("epoch") or 0) + 1, min(int(run.clock()), 0xFFFF0000))
-            journal.set_meta("epoch", str(self.epoch))
+            self._next_epoch()
             self._set_deadline_right()
             # Nobody is known to be here until the broker hands out the births again.
             journal.write("UPDATE devices SET online=0")
             journal.event(run.clock(), "started" if seq == 1 else "restarted", detail=f"start {seq}")
         self.seq = seq
+
+    def _next_epoch(self) -> None:
+        """Begins a new order of round states; within a transaction.
+
+        It grows over restarts, and past everything said before where the directory is a restored backup.
+        """
+        journal = self.run.journal
+        self.epoch = max(int(journal.meta("epoch") or 0) + 1, min(int(self.run.clock()), 0xFFFF0000))
+        journal.set_meta("epoch", str(self.epoch))
 
     def _set_deadline_right(self) -> None:
         """A round that a stopped coordinator left open: time to answer, but no more than a whole deadline.
@@ -166,6 +173,7 @@ class Machine:
     def tick(self) -> list[Outgoing]:
         """Moves the round on as far as it goes now."""
         out: list[Outgoing] = self.settle()
+        out += self._heed()
         for phase in self._advance():
             if phase == "collect":
                 row = self.run.round_row()
@@ -178,10 +186,23 @@ class Machine:
                 out += self._announce()
         return out + self._announce()
 
+    def _heed(self) -> list[Outgoing]:
+        """Takes the operator's wish.
+
+        A cancelled run that goes on says so in a new order of states: `cancelled` is the last of its order, and what
+        comes after it there would be taken for an overtaken message.
+        """
+        run, before = self.run, self.cancelled
+        control.take(run.directory, run.journal, run.clock())
+        if not before or self.cancelled:
+            return []
+        with run.journal.transaction("control"):
+            self._next_epoch()
+        return self.birth()
+
     def _advance(self) -> Iterator[str]:
         """Runs transitions; yields the phase entered after each."""
         run = self.run
-        control.take(run.directory, run.journal, run.clock())
         while not self.cancelled:
             row = run.round_row()
             phase = "done" if row is None else row["phase"]

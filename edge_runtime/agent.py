@@ -240,9 +240,10 @@ class Agent:
         if before is None or before.run != state.run or before.job != state.job:
             self._program, self._program_fetch, self._profile = None, None, None
             self._profile_settled = False
-            self.finished = False
             if self._round is not None and self._round.run != state.run:
                 self._round = None
+            # A broker hands out retained messages in any order: the round's state may have come first.
+            self.finished = self._round is not None and self._round.phase in ("finished", "cancelled")
             self._drop()
         self._hurry()
 

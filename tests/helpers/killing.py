@@ -8,13 +8,14 @@ no rollback, no `finally`, no flush.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import queue
 import signal
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
@@ -140,6 +141,8 @@ class Hub:
         self.done: list[Kill] = []
         self.running: dict[str, Participant] = {}
         self.retained: dict[str, bytes] = {}
+        #: The last messages, for `_stuck`.
+        self.traffic: deque[str] = deque(maxlen=200)
 
     def play(self, seconds: float = 40.0) -> Outcome:
         """Runs to the end; AssertionError if it does not come."""
@@ -158,12 +161,26 @@ class Hub:
         return self.outcome()
 
     def _stuck(self) -> str:
-        """What is known of a run that does not end."""
+        """What is known of a run that does not end, with where each of its processes stands."""
+        for participant in self.running.values():
+            os.kill(participant.pid, signal.SIGUSR1)
+        time.sleep(1)
+        stacks = {path.name: path.read_text()[:2000] for path in self.folder.glob("stack-*") if path.stat().st_size}
+        journal = Journal(self.folder / "run", read_only=True)
+        answers = [
+            list(row.values()) for row in journal.rows("SELECT round, device, state, reason, bits FROM assignments")
+        ]
+        events = [list(row.values()) for row in journal.rows("SELECT * FROM events ORDER BY rowid DESC LIMIT 30")]
+        journal.close()
         told = self.retained.get(topics.Topics("fleet").round)
         errors = {path.name: path.read_text()[-400:] for path in self.folder.glob("error-*")}
         return (
             f"stuck after {self.done}; lives {dict(self.lives)}, running {sorted(self.running)}, "
-            f"round {decode(topics.ROUND, told) if told else None}, {errors}"
+            f"round {decode(topics.ROUND, told) if told else None}, {errors}\n"
+            f"answers {answers}\nevents, last first {events}\n"
+            + "\n".join(self.traffic)
+            + "\n"
+            + "\n".join(f"--- {name}\n{stack}" for name, stack in sorted(stacks.items()))
         )
 
     def start(self, name: str) -> None:
@@ -178,6 +195,7 @@ class Hub:
                 for other in self.running.values():
                     other.pipe.close()
                 ours.close()
+                faulthandler.register(signal.SIGUSR1, (self.folder / f"stack-{name}-{life}").open("w"))
                 self._live(name, life, PipeTransport(theirs))
                 status = 0
             except BaseException:
@@ -213,6 +231,7 @@ class Hub:
                 participant.will = None
 
     def route(self, topic: str, payload: bytes, retain: bool) -> None:
+        self.traffic.append(f"{time.monotonic():.3f} {topic} {len(payload)} {payload[:120]!r}")
         if retain:
             self.retained[topic] = payload
         for participant in list(self.running.values()):

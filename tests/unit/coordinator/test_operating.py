@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from fedmpq.coordinator import control, status
 from fedmpq.coordinator.backup import backup
 from fedmpq.coordinator.clock import SteadyClock
 from fedmpq.coordinator.journal import Journal
+from fedmpq.coordinator.machine import Outgoing
 from fedmpq.coordinator.verify import verify
 from fedmpq.edge_runtime import protocol, topics
 from fedmpq.errors import ConfigError, StateError, UsageError
@@ -32,10 +34,14 @@ def fleet(path: Path, **values: object) -> Fleet:
 
 def phase_told(made: Fleet) -> str:
     """The round's state as the fleet hears it."""
-    (told,) = [m for m in made.machine.birth() if m.kind == topics.ROUND]
-    state = protocol.decode(topics.ROUND, told.payload)
+    return state_told(made.machine.birth()).phase
+
+
+def state_told(out: Sequence[Outgoing]) -> protocol.RoundState:
+    """The last state of the round among messages."""
+    state = protocol.decode(topics.ROUND, [m for m in out if m.kind == topics.ROUND][-1].payload)
     assert isinstance(state, protocol.RoundState)
-    return state.phase
+    return state
 
 
 def answer(made: Fleet) -> None:
@@ -89,6 +95,19 @@ def test_a_cancelled_run_tells_the_fleet_and_can_go_on(tmp_path: Path) -> None:
     made.send("a", late)
     made.play()
     assert made.model() == plain.model()
+
+
+def test_a_run_that_is_cancelled_and_resumed_in_one_life_is_heard_again(tmp_path: Path) -> None:
+    made = fleet(tmp_path)
+    heard = state_told(made.machine.tick())
+    for wish, phase in (("cancel", "cancelled"), ("resume", "collect")):
+        (tmp_path / "request").write_text(wish)
+        out = made.machine.tick()
+        state = state_told(out)
+        assert state.phase == phase
+        assert state.order > heard.order  # a device drops a state that is not later than the one it knows
+        heard = state
+    assert {message.device for message in out if message.kind == topics.PLAN} == set(TWO)
 
 
 def test_wishes_reach_a_running_coordinator_or_say_that_they_do_not(tmp_path: Path) -> None:

@@ -50,6 +50,21 @@ def test_a_round_from_birth_to_ack(rig: Rig) -> None:
     assert all(blob in rig.coordinator.blobs for layer in update.layers for blob in layer.blobs)
 
 
+@pytest.mark.parametrize("first", [topics.ROUND, topics.COORD_STATE])
+def test_retained_messages_may_come_in_any_order(rig: Rig, first: str) -> None:
+    job = protocol.Job(protocol.digest(PROGRAM), len(PROGRAM), rig.coordinator.settings)
+    told = {
+        topics.ROUND: protocol.RoundState(RUN, 2, 9, "cancelled", 0, 5),
+        topics.COORD_STATE: protocol.CoordState(RUN, True, 5, job),
+    }
+    for kind in sorted(told, key=lambda kind: kind != first):
+        rig.agent.handle(Incoming(rig.coordinator.topics.prefix + kind, protocol.encode(told[kind]), retained=True))
+    assert rig.agent.finished
+    resumed = protocol.RoundState(RUN, 2, 9, "collect", 0, 6)
+    rig.agent.handle(Incoming(rig.coordinator.topics.prefix + topics.ROUND, protocol.encode(resumed)))
+    assert not rig.agent.finished
+
+
 def test_a_plan_over_the_limit_is_refused_before_any_plane(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     plan = rig.coordinator.make_plan(1, bits=8)
