@@ -14,13 +14,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    """Accuracy by round, bits by layer and round."""
+    """Accuracy by round (means over the seeds), bits by layer and round."""
     runs = json.loads((ROOT / "benchmarks/results/federated-small.json").read_text())["runs"]
-    curves = {}
+    same: dict[str, list[list[float]]] = {}
     for run in runs:
-        name = paper.TITLES[run["strategy"].removesuffix("-paper")] + (", literal" if run["paper_literal"] else "")
-        rounds = [{"round": number, "accuracy": value} for number, value in enumerate(run["accuracy"], 1)]
-        curves[f"{name}, {run['column'].split(', ')[-1]}, seed {run['seed']}"] = rounds
+        if not run["strategy"].startswith("ablation-"):
+            name = paper.TITLES[run["strategy"].removesuffix("-paper")] + (", literal" if run["paper_literal"] else "")
+            same.setdefault(f"{run['column'].split(', ')[-1]}: {name}", []).append(run["accuracy"])
+    curves = {
+        name + (f" (mean of {len(seeds)})" if len(seeds) > 1 else ""): [
+            {"round": number, "accuracy": sum(values) / len(values)}
+            for number, values in enumerate(zip(*seeds, strict=True), 1)
+        ]
+        for name, seeds in sorted(same.items())
+    }
     folder = ROOT / "docs" / "figures"
     plots.accuracy(folder / "federated-accuracy.png", "Ten clients, CIFAR-10, ResNet20, small scale", curves)
     mixed = [run for run in runs if any(len(set(row)) > 1 for row in run["layer_bits"])][:3]

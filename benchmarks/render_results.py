@@ -120,8 +120,8 @@ def federated(result: dict[str, Any]) -> str:
         lines += ["![accuracy by round](figures/federated-accuracy.png)", ""]
     if (PAGE.parent / "figures" / "federated-bits.png").is_file():
         lines += ["![bits by layer and round](figures/federated-bits.png)", ""]
-    for column in sorted({run["column"] for run in result["runs"]}):
-        runs = [run for run in result["runs"] if run["column"] == column]
+    for column in sorted({run["column"] for run in result["runs"] if not is_part(run)}):
+        runs = [run for run in result["runs"] if run["column"] == column and not is_part(run)]
         rows = []
         for name in dict.fromkeys(name_of(run) for run in runs):
             same = [run for run in runs if name_of(run) == name]
@@ -149,6 +149,7 @@ def federated(result: dict[str, Any]) -> str:
             "training memory, bytes",
         ]
         lines += [f"### {column}", "", *table(columns, rows), ""]
+    lines += ablation(result["runs"])
     lines += [
         "Bytes are those of a client and round. Commands:",
         "",
@@ -156,6 +157,40 @@ def federated(result: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def is_part(run: dict[str, Any]) -> bool:
+    """Whether a run is of the ablation: FedMPQ with some of its parts."""
+    return str(run["strategy"]).startswith("ablation-")
+
+
+def ablation(runs: list[dict[str, Any]]) -> list[str]:
+    """The paper's Table 4: what each part of FedMPQ adds to AQFL, on the seeds that all settings ran with."""
+    parts = [run for run in runs if is_part(run)]
+    if not parts:
+        return []
+    ends = [run for run in runs if run["column"] == "cifar10, α = 0.5" and not run["paper_literal"]]
+    settings = [[run for run in ends if run["strategy"] == "aqfl"]]
+    settings += [[run for run in parts if run["row"] == row] for row in sorted({run["row"] for run in parts})]
+    settings += [[run for run in ends if run["strategy"] == "fedmpq"]]
+    seeds = sorted(set.intersection(*({run["seed"] for run in setting} for setting in settings)))
+    by_seed = [{run["seed"]: run for run in setting} for setting in settings]
+    means = [sum(runs[seed]["final_accuracy"] for seed in seeds) / len(seeds) for runs in by_seed]
+    rows = []
+    for mean, runs_of in zip(means, by_seed, strict=True):
+        one = runs_of[seeds[0]]
+        each = " / ".join(f"{runs_of[seed]['final_accuracy']:.2f}" for seed in seeds) if len(seeds) > 1 else ""
+        name = {"aqfl": "AQFL", "fedmpq": "(5) FedMPQ: Lasso, pruning and Alg. 2"}.get(one["strategy"], one["row"])
+        rows.append([name, f"{mean:.2f}", each, f"{mean - means[0]:+.2f}"])
+    numbers = ", ".join(map(str, seeds))
+    return [
+        "### What each part does (the paper's Table 4), α = 0.5",
+        "",
+        f"All with the same server. Seed{'s' if len(seeds) > 1 else ''} {numbers}.",
+        "",
+        *table(["setting", "test %", "each", "against AQFL"], rows),
+        "",
+    ]
 
 
 def name_of(run: dict[str, Any]) -> str:
