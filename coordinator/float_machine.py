@@ -180,7 +180,7 @@ class FloatMachine(Machine):
             reason, detail = problem or ("stale-round", "no such round")
             self._note_verdict(update.round, device, ref, reason, detail)
             return [self._ack(device, update.round, "update", payload, reason, detail)]
-        pending = self._pending.get(device)
+        pending = self._inbox.uploads.get(device)
         if pending is None or pending.ref != ref:
             try:
                 _check_claims(protocol.decode(topics.PLAN, assignment["plan"]), assignment["plan_sha"], update)
@@ -188,7 +188,7 @@ class FloatMachine(Machine):
                 return self._settle(device, row, ref, payload, update, error, b"")
             sizes = {update.blob: update.blob_size}
             pending = Pending.open(ref, update, sizes, self._start_blobs(row, assignment).get, payload)
-            self._pending[device] = pending
+            self._inbox.uploads[device] = pending
         return self._need_or_settle(device, row, pending)
 
     def _need_or_settle(self, device: str, row: Row, pending: Pending) -> list[Outgoing]:

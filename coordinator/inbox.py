@@ -13,6 +13,11 @@ from fedmpq.edge_runtime.chunks import CHUNK_SIZE, Assembly, Chunk, bitmap_of, w
 from fedmpq.edge_runtime.protocol import MAX_WANTS, FloatUpdate, Update, Want
 from fedmpq.errors import HashError, ProtocolError
 
+#: Uploads at a time: what they hold in memory is bounded, however many devices finish together.
+UPLOADS = 64
+#: Seconds without a chunk after which an upload loses its place to one that waits.
+PATIENCE_S = 20.0
+
 
 @dataclass
 class Pending:
@@ -91,3 +96,47 @@ class Pending:
     def held_bytes(self) -> int:
         """Bytes this update takes in memory at most."""
         return sum(len(blob) for blob in self.blobs.values()) + sum(p.count * CHUNK_SIZE for p in self.parts.values())
+
+
+@dataclass
+class Inbox:
+    """The uploads under way, in a bounded number of places, and the updates that wait for one.
+
+    Attributes:
+        uploads: by device.
+        waiting: message of each device that waits, the first one first.
+    """
+
+    uploads: dict[str, Pending] = field(default_factory=dict)
+    waiting: dict[str, bytes] = field(default_factory=dict)
+
+    def room_for(self, device: str, payload: bytes, now: float) -> bool:
+        """Whether an upload may begin now; else it waits for its turn.
+
+        Args:
+            device: whose.
+            payload: its update message.
+            now: the coordinator's clock; an upload that has stood still for `PATIENCE_S` gives up its place.
+        """
+        self.waiting.pop(device, None)
+        others = len(self.uploads) - (device in self.uploads)
+        if others < UPLOADS:
+            return True
+        for name, pending in list(self.uploads.items()):
+            if not 0 <= now - pending.touched < PATIENCE_S:
+                del self.uploads[name]  # it will say again what it has
+                return True
+        self.waiting[device] = payload
+        return False
+
+    def next_waiting(self) -> tuple[str, bytes] | None:
+        """The device that has waited longest and its message, if there is a place for it."""
+        if not self.waiting or len(self.uploads) >= UPLOADS:
+            return None
+        device = next(iter(self.waiting))
+        return device, self.waiting.pop(device)
+
+    def clear(self) -> None:
+        """Forgets everything: the round has closed."""
+        self.uploads.clear()
+        self.waiting.clear()

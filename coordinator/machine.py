@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-from fedmpq.coordinator import admission, control, rounds, updates
-from fedmpq.coordinator.inbox import Pending
+from fedmpq.coordinator import admission, control, rounds, updates, verdicts
+from fedmpq.coordinator.inbox import Inbox, Pending
 from fedmpq.coordinator.journal import Row, ints
 from fedmpq.coordinator.rounds import Evaluator
 from fedmpq.coordinator.run_state import RunState, mean_bits_of
 from fedmpq.coordinator.updates import RejectionError
+from fedmpq.coordinator.verdicts import Judged
 from fedmpq.edge_runtime import chunks, protocol, topics
 from fedmpq.errors import HashError, ProtocolError
 
@@ -26,23 +27,6 @@ ODD_NOTED = 100
 
 #: Seconds at least that a restarted coordinator leaves to the devices of an open round.
 GRACE_S = 30.0
-#: Uploads at a time: what they hold in memory is bounded, however many devices finish together.
-UPLOADS = 64
-#: Seconds without a chunk after which an upload loses its place to one that waits.
-UPLOAD_PATIENCE_S = 20.0
-
-
-@dataclass(frozen=True)
-class _Settled:
-    """A judged update whose verdict is not written yet."""
-
-    round: int
-    ref: str
-    payload: bytes
-    update: protocol.Update | protocol.FloatUpdate
-    problem: RejectionError | None
-    pack: bytes
-    at: float
 
 
 @dataclass(frozen=True)
@@ -90,9 +74,8 @@ class Machine:
         self.evaluator = evaluator
         #: Set by a server that calls `settle` and `next_download` itself, many messages at a time.
         self.defer = False
-        self._pending: dict[str, Pending] = {}
-        self._waiting: dict[str, bytes] = {}
-        self._ready: dict[str, _Settled] = {}
+        self._inbox = Inbox()
+        self._ready: dict[str, Judged] = {}
         self._downloads: dict[str, protocol.Request] = {}
         self._announced: bytes = b""
         #: Odd messages since the start, by kind: malformed, damaged, repeated.
@@ -166,10 +149,6 @@ class Machine:
         """What the fleet is asked to train."""
         return protocol.Job(self.run.layout.program, len(self.run.program), self.run.config.settings)
 
-    def _forget_uploads(self) -> None:
-        self._pending.clear()
-        self._waiting.clear()
-
     def tick(self) -> list[Outgoing]:
         """Moves the round on as far as it goes now."""
         out: list[Outgoing] = self.settle()
@@ -219,7 +198,7 @@ class Machine:
                     if not rounds.may_close(run, row):
                         return
                     rounds.close(run, row)
-                    self._forget_uploads()
+                    self._inbox.clear()
                 elif phase == "aggregate":
                     self.phases.aggregate_round(run, row)
                 elif phase == "adjust":
@@ -310,9 +289,7 @@ class Machine:
             return []
         if not self.defer:
             out += self.settle()
-        if self._waiting:
-            out += self._next_uploads()
-        return self._counted(out)
+        return self._counted(out + self._next_uploads())
 
     def _counted(self, messages: list[Outgoing]) -> list[Outgoing]:
         for message in messages:
@@ -519,7 +496,7 @@ class Machine:
             return [self._ack(device, update.round, "update", payload, *problem)]
         if device in self._ready:
             return []  # complete: its verdict is about to be written
-        pending = self._pending.get(device)
+        pending = self._inbox.uploads.get(device)
         if pending is None or pending.ref != ref:
             try:
                 sent = [layer.blobs for layer in run.serving(row).prepare(ints(assignment["bits"]))]
@@ -527,40 +504,24 @@ class Machine:
                 sizes = updates.blob_sizes(run.layout, update.layers)
             except RejectionError as error:
                 return self._settle(device, row, ref, payload, update, error, b"")
-            if not self._room_for(device, payload):
+            if not self._inbox.room_for(device, payload, run.clock()):
                 return []
             pending = Pending.open(ref, update, sizes, self._start_blobs(row, assignment).get, payload)
-            self._pending[device] = pending
+            self._inbox.uploads[device] = pending
         pending.touched = run.clock()
         return self._need_or_settle(device, row, pending)
-
-    def _room_for(self, device: str, payload: bytes) -> bool:
-        """Whether an upload may begin now; else it waits for its turn."""
-        self._waiting.pop(device, None)
-        others = len(self._pending) - (device in self._pending)
-        if others < UPLOADS:
-            return True
-        now = self.run.clock()
-        for name, pending in list(self._pending.items()):
-            if not 0 <= now - pending.touched < UPLOAD_PATIENCE_S:
-                del self._pending[name]  # it will say again what it has
-                return True
-        self._waiting[device] = payload
-        return False
 
     def _next_uploads(self) -> list[Outgoing]:
         """Lets those begin who waited while every place was taken."""
         out: list[Outgoing] = []
-        while self._waiting and len(self._pending) < UPLOADS:
-            device = next(iter(self._waiting))
-            payload = self._waiting.pop(device)
-            update = protocol.decode(topics.UPDATE, payload)
+        while (turn := self._inbox.next_waiting()) is not None:
+            update = protocol.decode(topics.UPDATE, turn[1])
             assert isinstance(update, protocol.Update)
-            out += self._update(device, update, payload)
+            out += self._update(turn[0], update, turn[1])
         return out
 
     def _chunk(self, device: str, chunk: protocol.Chunk) -> list[Outgoing]:
-        pending = self._pending.get(device)
+        pending = self._inbox.uploads.get(device)
         row = self.run.round_row()
         if pending is None or row is None or row["phase"] != "collect":
             return []
@@ -597,8 +558,8 @@ class Machine:
         pack: bytes,
     ) -> list[Outgoing]:
         """Takes a complete update out of the way until `settle` writes its verdict."""
-        self._pending.pop(device, None)
-        self._ready[device] = _Settled(row["round"], ref, payload, update, problem, pack, self.run.clock())
+        self._inbox.uploads.pop(device, None)
+        self._ready[device] = Judged(row["round"], ref, payload, update, problem, pack, self.run.clock())
         return []
 
     def settle(self) -> list[Outgoing]:
@@ -609,65 +570,8 @@ class Machine:
         ready, self._ready = self._ready, {}
         if not ready:
             return []
-        run = self.run
-        good = [done for done in ready.values() if done.problem is None]
-        packs = iter(run.blobs.put_many([done.pack for done in good]))
-        out = []
-        with run.journal.transaction("verdict") as journal:
-            for device, done in ready.items():
-                up, down = run.traffic.get(device, [0, 0])
-                problem, update = done.problem, done.update
-                reason, detail = (problem.reason, problem.detail[:400]) if problem else ("", "")
-                fields: dict[str, object] = {
-                    "state": "rejected" if problem else "accepted",
-                    "reason": reason,
-                    "detail": detail,
-                    "ref": done.ref,
-                    "manifest": done.payload,
-                    "answered_at": done.at,
-                    "bytes_up": up,
-                    "bytes_down": down,
-                    "measured_bytes": update.measured_bytes,
-                }
-                if problem is None:
-                    fields["pack"] = next(packs)
-                    fields["final_bits"] = final = [layer.bits for layer in update.layers]
-                    assignment = run.assignment(done.round, device)
-                    assert assignment is not None
-                    if assignment["state"] == "missed":
-                        fields = self._fold(assignment, fields)
-                        reason, detail = str(fields["reason"]), str(fields["detail"])
-                    fallen = [a - b for a, b in zip(assignment["bits"], final, strict=True)]
-                    standing: dict[str, object] = {"fallen": fallen, "last_round": done.round, "rejects": 0}
-                    standing["measured_bytes"] = update.measured_bytes
-                    journal.set_fields("devices", {"device": device}, standing)
-                else:
-                    journal.write("UPDATE devices SET rejects=rejects+1 WHERE device=?", device)
-                journal.set_fields("assignments", {"round": done.round, "device": device}, fields)
-                verdict = f"rejected:{reason}" if reason else "accepted"
-                journal.verdict(done.at, done.round, device, "update", done.ref, verdict, detail)
-                out.append(self._ack(device, done.round, "update", done.payload, reason, detail))
-        return out
-
-    def _fold(self, assignment: Row, fields: dict[str, object]) -> dict[str, object]:
-        """Gives a late update a place of its own in the present round, with what its age leaves of its weight.
-
-        Returns:
-            What becomes of the assignment that it missed.
-        """
-        run = self.run
-        row = run.round_row()
-        old = run.journal.row("SELECT * FROM rounds WHERE round=?", assignment["round"])
-        assert row is not None
-        assert old is not None
-        weight = rounds.late_weight(run, row, old, assignment)
-        if not weight:
-            return {"reason": "late", "detail": "the round's weights leave no room for it", "ref": fields["ref"]}
-        detail = f"trained in round {old['round']}, counted in round {row['round']}"
-        copied = ("device", "samples", "budget16", "bits", "planned_bytes", "plan_sha")
-        mine = {**{key: assignment[key] for key in copied}, **fields, "round": row["round"], "weight": weight}
-        run.journal.add_row("assignments", {**mine, "detail": detail})
-        return {"state": "folded", "ref": fields["ref"], "reason": "", "detail": ""}
+        told = verdicts.write(self.run, ready)
+        return [self._ack(name, v.round, "update", v.payload, v.reason, v.detail) for name, v in told.items()]
 
     # --- small parts --------------------------------------------------------------------------------------------------
 
