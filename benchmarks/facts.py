@@ -77,9 +77,9 @@ def lines(results: Path) -> str:
         (
             f"- **Learning**: ResNet20 on CIFAR-10, 10 epochs on one device: {runs['float']:.1f} % in fp32,"
             f" {runs[8, 8]:.1f} % at 8 bits, {runs[4, 4]:.1f} % at 4, {runs[2, 4]:.1f} % at 2"
-            f" ([results](docs/results.md)). Ten non-iid clients of 2 to 8 bits: FedMPQ {fleet['fedmpq']:.1f} %, equal"
-            f" bits (AQFL) {fleet['aqfl']:.1f} % with the same server and {fleet['aqfl-paper']:.1f} % as published,"
-            f" 8 bits everywhere {fleet['fpq8']:.1f} %."
+            f" ([results](docs/results.md)). Ten non-iid clients of 2 to 8 bits: FedMPQ {fleet['fedmpq']:.1f} %; equal"
+            f" bits (AQFL) {fleet['aqfl']:.1f} % with the same server; as published, AQFL {fleet['aqfl-paper']:.1f} % and"
+            f" 8 bits everywhere (FPQ8) {fleet['fpq8']:.1f} %."
         ),
     ]
     return "\n" + "\n".join(texts) + "\n"

@@ -122,9 +122,9 @@ def federated(result: dict[str, Any]) -> str:
         "ResNet20, 10 clients of budgets {2, 2, 2, 2, 4, 4, 4, 6, 6, 8}, 20,000 training images by Dirichlet(α), 20",
         "rounds of 2 local epochs, batch 64, cosine from 0.1; accuracy of the last global model on the 10,000 test",
         "images. The seed fixes partition, first weights and training. The paper trains 50 rounds of 5 epochs on all",
-        "50,000 images: its figures stand beside ours for the order of the systems only. FPQ8, AQFL and FedMPQ have",
-        "our server (MSE scales, summed changes, momentum), the literal AQFL the paper's, and the full-precision systems",
-        "that of their papers.",
+        "50,000 images: its figures stand beside ours for the order of the systems only. AQFL and FedMPQ have our",
+        "server (MSE scales, summed changes, momentum), FPQ8 and the literal AQFL the paper's (the clients' models",
+        "averaged), and the full-precision systems that of their papers.",
         "",
     ]
     if (PAGE.parent / "figures" / "federated-accuracy.png").is_file():
