@@ -78,8 +78,8 @@ def lines(results: Path) -> str:
             f"- **Learning**: ResNet20 on CIFAR-10, 10 epochs on one device: {runs['float']:.1f} % in fp32,"
             f" {runs[8, 8]:.1f} % at 8 bits, {runs[4, 4]:.1f} % at 4, {runs[2, 4]:.1f} % at 2"
             f" ([results](docs/results.md)). Ten non-iid clients of 2 to 8 bits: FedMPQ {fleet['fedmpq']:.1f} %; equal"
-            f" bits (AQFL) {fleet['aqfl']:.1f} % with the same server; as published, AQFL {fleet['aqfl-paper']:.1f} % and"
-            f" 8 bits everywhere (FPQ8) {fleet['fpq8']:.1f} %."
+            f" bits (AQFL) {fleet['aqfl']:.1f} % with the same server; as published, AQFL"
+            f" {fleet['aqfl-paper']:.1f} % and 8 bits everywhere (FPQ8) {fleet['fpq8']:.1f} %."
         ),
     ]
     return "\n" + "\n".join(texts) + "\n"
