@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedmpq.cli._common import emit, example, human_bytes, json_option, note, print_table
+from fedmpq.cli._common import emit, example, json_option, note
 from fedmpq.cli._deploy import deploy, inference_option, print_forms
+from fedmpq.cli._run_tables import print_devices, print_profiles, print_status, print_verified
 from fedmpq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def serve(
             result = facts.status(service.run.journal)
         finally:
             service.close()
-    emit(result, as_json, _print_status)
+    emit(result, as_json, print_status)
 
 
 @command.command(
@@ -309,7 +310,7 @@ def status(directory: Path, watch: bool, as_json: bool) -> None:
     """Show where a run stands, what it waits for, and who was refused and why."""
     from fedmpq.coordinator import status as facts
 
-    _show(directory, facts.status, _print_status, watch=watch, as_json=as_json)
+    _show(directory, facts.status, print_status, watch=watch, as_json=as_json)
 
 
 @command.command("devices", epilog=example("fedmpq coordinator devices", "fedmpq coordinator devices --watch"))
@@ -320,7 +321,7 @@ def devices(directory: Path, watch: bool, as_json: bool) -> None:
     """List the fleet: bits, memory planned, measured and left, last round, failures with their reasons."""
     from fedmpq.coordinator import status as facts
 
-    _show(directory, lambda j: {"devices": facts.devices(j)}, _print_devices, watch=watch, as_json=as_json)
+    _show(directory, lambda j: {"devices": facts.devices(j)}, print_devices, watch=watch, as_json=as_json)
 
 
 @command.command("profile", epilog=example("fedmpq coordinator profile", "fedmpq coordinator profile --json"))
@@ -331,7 +332,7 @@ def profile(directory: Path, watch: bool, as_json: bool) -> None:
     """Show what each device measured: RAM, limit, planned and measured bytes by bit-width, the budget that follows."""
     from fedmpq.coordinator import status as facts
 
-    _show(directory, lambda j: {"devices": facts.profiles(j)}, _print_profiles, watch=watch, as_json=as_json)
+    _show(directory, lambda j: {"devices": facts.profiles(j)}, print_profiles, watch=watch, as_json=as_json)
 
 
 def _show(
@@ -433,7 +434,7 @@ def verify(directory: Path, as_json: bool) -> None:
     from fedmpq.errors import StateError
 
     result = check(directory)
-    emit(result, as_json, _print_verified)
+    emit(result, as_json, print_verified)
     if not result["good"]:
         raise StateError(
             f"{directory} is damaged: {len(result['problems'])} problems", "go on from a backup, see docs/durability.md"
@@ -504,101 +505,3 @@ def export_model(
     shard = Shard(test) if test is not None else None
     result |= deploy(artifact.read(out), inference, out.with_suffix(""), out.stem, shard)
     emit(result, as_json, print_forms)
-
-
-def _print_status(result: dict[str, Any]) -> None:
-    counts = result["devices"]
-    print_table(
-        ["run", "strategy", "round", "phase", "accuracy %", "devices", "online", "admitted", "refused"],
-        [
-            [
-                result["run"],
-                result["strategy"],
-                f"{result['round']} of {result['rounds_planned']}",
-                result["phase"],
-                result["last_accuracy"],
-                counts["known"],
-                counts["online"],
-                counts["admitted"],
-                counts["refused"],
-            ]
-        ],
-    )
-    if result["failure"]:
-        click.echo(f"failed: {result['failure']}")
-    if result["waiting_for"]:
-        click.echo(f"waiting for {result['waiting_for']}")
-    for row in result["refused"]:
-        click.echo(f"refused {row['device']}: {row['reason']}: {row['detail']}")
-    print_table(
-        ["round", "accuracy %", "loss", "updates", "bytes up", "bytes down", "seconds", "not counted"],
-        [
-            [
-                row["round"],
-                row["accuracy"],
-                row["loss"],
-                f"{row['accepted']} of {row['selected']}",
-                row["bytes_up"],
-                row["bytes_down"],
-                row["seconds"],
-                ", ".join(
-                    f"{d['device']}: {d['state']} ({d['reason']})" for d in row["devices"] if d["reason"] is not None
-                ),
-            ]
-            for row in result["rounds"]
-        ],
-    )
-
-
-def _print_verified(result: dict[str, Any]) -> None:
-    click.echo(", ".join(f"{count} {what}" for what, count in result["checked"].items()) + " checked")
-    for problem in result["problems"]:
-        click.echo(f"problem: {problem}")
-
-
-def _print_devices(result: dict[str, Any]) -> None:
-    from fedmpq.coordinator.status import why
-
-    names = ["device", "state", "samples", "budget", "running", "target", "planned", "measured", "limit", "left"]
-    print_table(
-        [*names, "last round", "up", "down", "why"],
-        [
-            [
-                row["device"],
-                ("online" if row["online"] else "offline") + f", {row['admission']}",
-                row["samples"],
-                row["budget_bits"],
-                "".join(map(str, row["running_bits"])) if row["running_bits"] else None,
-                "".join(map(str, row["bits"])) if row["bits"] else None,
-                row["planned_bytes"],
-                row["measured_bytes"],
-                row["limit_bytes"],
-                row["headroom_bytes"],
-                f"{row['last_round']} {row['last_state']}" if row["last_round"] else None,
-                row["last_bytes_up"],
-                row["last_bytes_down"],
-                why(row),
-            ]
-            for row in result["devices"]
-        ],
-    )
-
-
-def _print_profiles(result: dict[str, Any]) -> None:
-    for row in result["devices"]:
-        if row["budget_bits"]:
-            verdict = f"budget {row['budget_bits']} bits ({row['planned_bytes']:,} bytes)"
-        elif row["admission"] == "admitted":
-            verdict = f"full precision, a step takes {row['planned_bytes']:,} bytes (measured)"
-        else:
-            verdict = f"refused, {row['reason']}: {row['detail']}"
-        click.echo(
-            f"{row['device']}: {row['machine']}, {row['isa']}, {row['samples']} samples, "
-            f"RAM {human_bytes(row['ram_bytes'])}, arena limit {row['limit_bytes']:,} bytes ({row['limit_source']})"
-        )
-        click.echo(f"  → {verdict}")
-        if row["plans"]:
-            print_table(
-                ["bits", "planned", "measured", "fits"],
-                [[p["bits"], p["planned_bytes"], p["measured_bytes"], p["fits"]] for p in row["plans"]],
-            )
