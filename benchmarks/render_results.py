@@ -133,7 +133,9 @@ def federated(result: dict[str, Any]) -> str:
         lines += ["![bits by layer and round](figures/federated-bits.png)", ""]
     for column in sorted({run["column"] for run in result["runs"] if not is_part(run)}):
         runs = [run for run in result["runs"] if run["column"] == column and not is_part(run)]
-        runs.sort(key=lambda run: (ORDER.index(run["strategy"].removesuffix("-paper")), not run["paper_literal"]))
+        runs.sort(
+            key=lambda run: (ORDER.index(run["strategy"].removesuffix("-paper")), not run["paper_literal"], run["seed"])
+        )
         rows = []
         for name in dict.fromkeys(name_of(run) for run in runs):
             same = [run for run in runs if name_of(run) == name]
