@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,12 +52,12 @@ def lines(results: Path) -> str:
     )
     alone = [run for run in read("centralised-cifar10.json")["runs"] if not run["options"]["guard"]]
     runs = {
-        setting: _mean(run["test_accuracy"] for run in alone if _setting(run) == setting)
+        setting: fmean(run["test_accuracy"] for run in alone if _setting(run) == setting)
         for setting in {_setting(run) for run in alone}
     }
     together = [run for run in read("federated-small.json")["runs"] if run["column"] == "cifar10, α = 0.5"]
     fleet = {
-        name: _mean(run["final_accuracy"] for run in together if run["strategy"] == name)
+        name: fmean(run["final_accuracy"] for run in together if run["strategy"] == name)
         for name in {run["strategy"] for run in together}
     }
     texts = [
@@ -83,12 +84,6 @@ def lines(results: Path) -> str:
         ),
     ]
     return "\n" + "\n".join(texts) + "\n"
-
-
-def _mean(values: Iterable[float]) -> float:
-    """Of the seeds that were run."""
-    found = list(values)
-    return sum(found) / len(found)
 
 
 def _setting(run: dict[str, Any]) -> str | tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +66,7 @@ def bars(result: dict[str, Any]) -> str:
     runs: dict[Any, dict[int, dict[str, Any]]] = {}
     for run in result["runs"]:
         runs.setdefault(key_of(run["options"]), {})[run["options"]["seed"]] = run
-    means = {key: sum(run["test_accuracy"] for run in same.values()) / len(same) for key, same in runs.items()}
+    means = {key: fmean(run["test_accuracy"] for run in same.values()) for key, same in runs.items()}
     exact = means.get("float")
     rows = []
     for key in ["float", *ALLOWED]:
@@ -189,7 +190,7 @@ def ablation(runs: list[dict[str, Any]]) -> list[str]:
     settings += [[run for run in ends if run["strategy"] == "fedmpq"]]
     seeds = sorted(set.intersection(*({run["seed"] for run in setting} for setting in settings)))
     by_seed = [{run["seed"]: run for run in setting} for setting in settings]
-    means = [sum(runs[seed]["final_accuracy"] for seed in seeds) / len(seeds) for runs in by_seed]
+    means = [fmean(runs[seed]["final_accuracy"] for seed in seeds) for runs in by_seed]
     rows = []
     for mean, runs_of in zip(means, by_seed, strict=True):
         one = runs_of[seeds[0]]

@@ -243,7 +243,7 @@ class Agent:
             if self._round is not None and self._round.run != state.run:
                 self._round = None
             # A broker hands out retained messages in any order: the round's state may have come first.
-            self.finished = self._round is not None and self._round.phase in ("finished", "cancelled")
+            self.finished = self._round is not None and self._round.over
             self._drop()
         self._hurry()
 
@@ -256,7 +256,7 @@ class Agent:
             self._timer["plan"].hold(self._clock(), FIRST_S)
             self._look_at_memory()
         self._round = state
-        self.finished = state.phase in ("finished", "cancelled")
+        self.finished = state.over
         if self.assignment is not None and not self._active(self.assignment.plan):
             log.info("round %d is over for this device", self.assignment.plan.round)
             self._drop()
@@ -464,7 +464,7 @@ class Agent:
             return True
         in_time = 0 <= behind <= getattr(plan, "late_rounds", 0)
         late = getattr(plan, "late_rounds", 0) > 0
-        return late and in_time and state.phase not in {"finished", "cancelled"} and not self._store.record.settled
+        return late and in_time and not state.over and not self._store.record.settled
 
     def _answered(self) -> bool:
         return self._store.record.update is not None

@@ -184,6 +184,11 @@ class RoundState:
     seq: Annotated[int, _U32]
 
     @property
+    def over(self) -> bool:
+        """Whether no round follows, unless the run is resumed."""
+        return self.phase in ("finished", "cancelled")
+
+    @property
     def order(self) -> tuple[int, int, int]:
         """Grows with every state of a run but for a deadline that moves."""
         ranks = {"collect": 0, "closed": 1, "waiting": 2, "finished": 3, "cancelled": 3}

@@ -151,7 +151,7 @@ def test_operated_runs_are_killed_at_wishes_and_smaller_plans(folder: Path) -> N
     done: list[Kill] = []
     for number, kill in enumerate(kills if FULL else random.Random(4).sample(kills, 3)):
         again = Kill(COORDINATOR, second[number % len(second)], 1, 2)
-        outcome = Operated(folder / str(number), kills=[kill, again]).play(180)
+        outcome = Operated(folder / str(number), kills=[kill, again]).play(60)
         unharmed(outcome, plain)
         done += outcome.kills
     report["operated"] = {"points": len({k.point for k in kills}), "passages": len(kills), "kills": len(done)}

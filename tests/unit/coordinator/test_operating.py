@@ -34,7 +34,8 @@ def fleet(path: Path, **values: object) -> Fleet:
 
 def phase_told(made: Fleet) -> str:
     """The round's state as the fleet hears it."""
-    return state_told(made.machine.birth()).phase
+    (told,) = [m for m in made.machine.birth() if m.kind == topics.ROUND]
+    return state_told([told]).phase
 
 
 def state_told(out: Sequence[Outgoing]) -> protocol.RoundState:
