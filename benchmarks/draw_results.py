@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/results.md from benchmarks/results/federated-small.json (needs matplotlib).
+"""Draw the pictures of docs/results.md from benchmarks/results/federated-*.json (needs matplotlib).
 
 python benchmarks/draw_results.py
 """
@@ -7,29 +7,52 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from fedmpq.experiments import paper, plots
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+FOLDER = ROOT / "docs" / "figures"
+
+Run = dict[str, Any]
+
+
 def main() -> None:
-    """Accuracy by round (means over the seeds), bits by layer and round."""
-    runs = json.loads((ROOT / "benchmarks/results/federated-small.json").read_text())["runs"]
+    """Accuracy by round (means over the seeds) at both scales, bits by layer and round."""
+    small, full = (runs_of(f"federated-{scale}.json") for scale in ("small", "full"))
+    draw_accuracy("federated-accuracy.png", "Ten clients, CIFAR-10, ResNet20, small scale", small)
+    draw_accuracy("federated-full.png", "Ten clients, CIFAR-10, ResNet20, the paper's scale", full)
+    draw_bits("federated-bits.png", small)
+
+
+def runs_of(name: str) -> list[Run]:
+    """The runs of whole systems in a results file."""
+    path = ROOT / "benchmarks" / "results" / name
+    runs: list[Run] = json.loads(path.read_text())["runs"] if path.is_file() else []
+    return [run for run in runs if not run["strategy"].startswith("ablation-")]
+
+
+def draw_accuracy(name: str, title: str, runs: list[Run]) -> None:
+    """Accuracy by round, a curve for each system and degree of heterogeneity."""
     same: dict[str, list[list[float]]] = {}
     for run in runs:
-        if not run["strategy"].startswith("ablation-"):
-            name = paper.TITLES[run["strategy"].removesuffix("-paper")] + (", literal" if run["paper_literal"] else "")
-            same.setdefault(f"{run['column'].split(', ')[-1]}: {name}", []).append(run["accuracy"])
+        system = paper.TITLES[run["strategy"].removesuffix("-paper")] + (", literal" if run["paper_literal"] else "")
+        same.setdefault(f"{run['column'].split(', ')[-1]}: {system}", []).append(run["accuracy"])
     curves = {
-        name + (f" (mean of {len(seeds)})" if len(seeds) > 1 else ""): [
-            {"round": number, "accuracy": sum(values) / len(values)}
-            for number, values in enumerate(zip(*seeds, strict=True), 1)
+        system + (f" (mean of {len(seeds)})" if len(seeds) > 1 else ""): [
+            {"round": number, "accuracy": fmean(values)} for number, values in enumerate(zip(*seeds, strict=True), 1)
         ]
-        for name, seeds in sorted(same.items())
+        for system, seeds in sorted(same.items())
     }
-    folder = ROOT / "docs" / "figures"
-    plots.accuracy(folder / "federated-accuracy.png", "Ten clients, CIFAR-10, ResNet20, small scale", curves)
+    if curves:
+        plots.accuracy(FOLDER / name, title, curves)
+
+
+def draw_bits(name: str, runs: list[Run]) -> None:
+    """Bits by layer and round of the first three runs that mix them."""
     mixed = [run for run in runs if any(len(set(row)) > 1 for row in run["layer_bits"])][:3]
     panels = {
         f"{run['row']}, {run['column'].split(', ')[-1]}": [
@@ -38,7 +61,7 @@ def main() -> None:
         for run in mixed
     }
     if mixed:
-        plots.bits(folder / "federated-bits.png", "Bits by layer and round", mixed[0]["layers"], panels)
+        plots.bits(FOLDER / name, "Bits by layer and round", mixed[0]["layers"], panels)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def render(folder: Path = RESULTS) -> str:
     """The whole page."""
     sections = [
         ("centralised-cifar10.json", bars),
-        ("federated-small.json", federated),
+        ("federated-full.json", federated_full),
+        ("federated-small.json", federated_small),
         ("choices.json", choices),
         ("demo-*.json", demo),
         ("centralised.json", centralised),
@@ -114,64 +115,85 @@ def flags_of(o: dict[str, Any]) -> str:
 #: Systems as the paper lists them.
 ORDER = ["fedavg", "fedpaq", "uveqfed", "fpq8", "aqfl", "fedmpq"]
 
+SYSTEM_COLUMNS = [
+    "system", "seeds", "test %", "each", "paper, full", "bytes up", "bytes down", "training memory, bytes",
+]  # fmt: skip
 
-def federated(result: dict[str, Any]) -> str:
-    """The federated runs at the small scale, a table for each degree of heterogeneity, with cost and command."""
+
+def federated_full(result: dict[str, Any]) -> str:
+    """The federated runs at the paper's own scale."""
+    lines = [
+        "## Ten clients, CIFAR-10, the paper's scale",
+        "",
+        "ResNet20, 10 clients of budgets {2, 2, 2, 2, 4, 4, 4, 6, 6, 8}, all 50,000 training images by Dirichlet(α),",
+        "50 rounds of 5 local epochs, batch 64, cosine from 0.1; accuracy of the last global model on the 10,000 test",
+        "images. One seed: a run takes two hours of one desk core.",
+        "",
+        *picture("federated-full.png", "accuracy by round at the paper's scale"),
+        *systems(result["runs"]),
+        *commands(result["runs"]),
+    ]
+    return "\n".join(lines)
+
+
+def federated_small(result: dict[str, Any]) -> str:
+    """The federated runs at the small scale, with what each part of the method adds."""
     lines = [
         "## Ten clients, CIFAR-10, small scale",
         "",
-        "ResNet20, 10 clients of budgets {2, 2, 2, 2, 4, 4, 4, 6, 6, 8}, 20,000 training images by Dirichlet(α), 20",
-        "rounds of 2 local epochs, batch 64, cosine from 0.1; accuracy of the last global model on the 10,000 test",
-        "images. The seed fixes partition, first weights and training. The paper trains 50 rounds of 5 epochs on all",
-        "50,000 images: its figures stand beside ours for the order of the systems only. AQFL and FedMPQ have our",
-        "server (MSE scales, summed changes, momentum), FPQ8 and the literal AQFL the paper's (the clients' models",
-        "averaged), and the full-precision systems that of their papers.",
+        "As above with 20,000 training images and 20 rounds of 2 local epochs. The seed fixes partition, first weights",
+        "and training. The paper's figures, of the full scale, stand beside ours for the order of the systems only.",
+        "AQFL and FedMPQ have our server (MSE scales, summed changes, momentum), FPQ8 and the literal AQFL the paper's",
+        "(the clients' models averaged), and the full-precision systems that of their papers.",
         "",
-    ]
-    if (PAGE.parent / "figures" / "federated-accuracy.png").is_file():
-        lines += ["![accuracy by round](figures/federated-accuracy.png)", ""]
-    if (PAGE.parent / "figures" / "federated-bits.png").is_file():
-        lines += ["![bits by layer and round](figures/federated-bits.png)", ""]
-    for column in sorted({run["column"] for run in result["runs"] if not is_part(run)}):
-        runs = [run for run in result["runs"] if run["column"] == column and not is_part(run)]
-        runs.sort(
-            key=lambda run: (ORDER.index(run["strategy"].removesuffix("-paper")), not run["paper_literal"], run["seed"])
-        )
-        rows = []
-        for name in dict.fromkeys(name_of(run) for run in runs):
-            same = [run for run in runs if name_of(run) == name]
-            values = [run["final_accuracy"] for run in same]
-            mean = f"{sum(values) / len(values):.2f}"
-            seeds = ", ".join(str(run["seed"]) for run in same)
-            one = same[0]
-            trainings = one["clients"] * one["rounds"]
-            rows.append(
-                [
-                    name, seeds, mean, " / ".join(f"{value:.2f}" for value in values) if len(values) > 1 else "",
-                    "–" if one["printed"] is None else one["printed"],
-                    number(one["bytes_up"] // trainings), number(one["bytes_down"] // trainings),
-                    f"{number(one['least_device_bytes'])} – {number(one['device_bytes'])}",
-                ]
-            )  # fmt: skip
-        columns = [
-            "system",
-            "seeds",
-            "test %",
-            "each",
-            "paper, full",
-            "bytes up",
-            "bytes down",
-            "training memory, bytes",
-        ]
-        lines += [f"### {column}", "", *table(columns, rows), ""]
-    lines += ablation(result["runs"])
-    lines += [
-        "Bytes are those of a client and round. Commands:",
-        "",
-        *(f"    {command}" for command in dict.fromkeys(run["command"] for run in result["runs"])),
-        "",
+        *picture("federated-accuracy.png", "accuracy by round"),
+        *picture("federated-bits.png", "bits by layer and round"),
+        *systems(result["runs"]),
+        *ablation(result["runs"]),
+        *commands(result["runs"]),
     ]
     return "\n".join(lines)
+
+
+def picture(name: str, title: str) -> list[str]:
+    """A figure of benchmarks/draw_results.py, where it has been drawn."""
+    return [f"![{title}](figures/{name})", ""] if (PAGE.parent / "figures" / name).is_file() else []
+
+
+def commands(runs: list[dict[str, Any]]) -> list[str]:
+    """How to run each of them again."""
+    lines = (f"    {command}" for command in dict.fromkeys(run["command"] for run in runs))
+    return ["Bytes are those of a client and round. Commands:", "", *lines, ""]
+
+
+def systems(runs: list[dict[str, Any]]) -> list[str]:
+    """A table for each degree of heterogeneity: accuracy, traffic and memory of the systems, mean of their seeds."""
+    whole = [run for run in runs if not is_part(run)]
+    whole.sort(
+        key=lambda run: (ORDER.index(run["strategy"].removesuffix("-paper")), not run["paper_literal"], run["seed"])
+    )
+    lines: list[str] = []
+    for column in sorted({run["column"] for run in whole}):
+        here = [run for run in whole if run["column"] == column]
+        rows = [system_row([run for run in here if name_of(run) == name]) for name in dict.fromkeys(map(name_of, here))]
+        lines += [f"### {column}", "", *table(SYSTEM_COLUMNS, rows), ""]
+    return lines
+
+
+def system_row(same: list[dict[str, Any]]) -> list[Any]:
+    """One system: its runs differ in the seed."""
+    one, values = same[0], [run["final_accuracy"] for run in same]
+    trainings = one["clients"] * one["rounds"]
+    return [
+        name_of(one),
+        ", ".join(str(run["seed"]) for run in same),
+        f"{fmean(values):.2f}",
+        " / ".join(f"{value:.2f}" for value in values) if len(values) > 1 else "",
+        "–" if one["printed"] is None else one["printed"],
+        number(one["bytes_up"] // trainings),
+        number(one["bytes_down"] // trainings),
+        f"{number(one['least_device_bytes'])} – {number(one['device_bytes'])}",
+    ]
 
 
 def is_part(run: dict[str, Any]) -> bool:
