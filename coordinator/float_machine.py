@@ -186,10 +186,16 @@ class FloatMachine(Machine):
                 _check_claims(protocol.decode(topics.PLAN, assignment["plan"]), assignment["plan_sha"], update)
             except RejectionError as error:
                 return self._settle(device, row, ref, payload, update, error, b"")
+            if not self._inbox.room_for(device, payload, run.clock()):
+                return []
             sizes = {update.blob: update.blob_size}
             pending = Pending.open(ref, update, sizes, self._start_blobs(row, assignment).get, payload)
             self._inbox.uploads[device] = pending
+        pending.touched = run.clock()
         return self._need_or_settle(device, row, pending)
+
+    def _replan(self, row: Row, assignment: Row, limit: int) -> bytes | None:
+        return None  # full precision has one size
 
     def _need_or_settle(self, device: str, row: Row, pending: Pending) -> list[Outgoing]:
         update = pending.update
@@ -213,3 +219,6 @@ def _check_claims(plan: protocol.Message, plan_sha: str, update: protocol.FloatU
     most = plan.epochs * update.samples
     if update.count > most or update.correct > update.count:
         raise RejectionError("range", f"{update.correct} of {update.count} correct, at most {most} samples in the plan")
+    largest = coding.most_bytes(plan.method, plan.values)
+    if update.blob_size > largest:
+        raise RejectionError("shape", f"a blob of {update.blob_size} bytes, an update takes at most {largest}")

@@ -68,15 +68,12 @@ class Gate:
         enrolment: who belongs to the fleet; None lets everyone in, unsealed (`--insecure`).
         clock: seconds, monotonic.
         refused: messages turned away so far, by reason.
-        received: messages let in, and their bytes.
     """
 
     names: Topics
     enrolment: Enrolment | None = None
     clock: Callable[[], float] = monotonic
     refused: dict[str, int] = field(default_factory=dict)
-    received: int = 0
-    received_bytes: int = 0
     _control: dict[str, _Bucket] = field(default_factory=dict)
     _bytes: dict[str, _Bucket] = field(default_factory=dict)
     _noted: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -92,8 +89,6 @@ class Gate:
         except RefusedError as error:
             self.refused[error.reason] = self.refused.get(error.reason, 0) + 1
             raise
-        self.received += 1
-        self.received_bytes += len(payload)
         return route, body
 
     def notable(self, error: RefusedError) -> bool:

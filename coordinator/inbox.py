@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fedmpq.edge_runtime.chunks import CHUNK_SIZE, Assembly, Chunk, bitmap_of, window
+from fedmpq.edge_runtime.chunks import Assembly, Chunk, bitmap_of, window
 from fedmpq.edge_runtime.protocol import MAX_WANTS, FloatUpdate, Update, Want
 from fedmpq.errors import HashError, ProtocolError
 
@@ -92,11 +92,6 @@ class Pending:
             del self.parts[chunk.sha256]
         return not self.asked
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes this update takes in memory at most."""
-        return sum(len(blob) for blob in self.blobs.values()) + sum(p.count * CHUNK_SIZE for p in self.parts.values())
-
 
 @dataclass
 class Inbox:
@@ -135,6 +130,11 @@ class Inbox:
             return None
         device = next(iter(self.waiting))
         return device, self.waiting.pop(device)
+
+    def drop(self, device: str) -> None:
+        """Forgets what a device sends: its plan has changed, or it has given up."""
+        self.uploads.pop(device, None)
+        self.waiting.pop(device, None)
 
     def clear(self) -> None:
         """Forgets everything: the round has closed."""

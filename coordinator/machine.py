@@ -21,9 +21,9 @@ from fedmpq.coordinator.verdicts import Judged
 from fedmpq.edge_runtime import chunks, protocol, topics
 from fedmpq.errors import HashError, ProtocolError
 
-#: Malformed messages of one device that are journalled in one life; the rest is only counted.
+#: Odd messages of one device that are journalled in one life; of the rest one in `NOTE_EVERY_S`, and all are counted.
 ODD_NOTED = 100
-
+NOTE_EVERY_S = 60.0
 
 #: Seconds at least that a restarted coordinator leaves to the devices of an open round.
 GRACE_S = 30.0
@@ -80,12 +80,13 @@ class Machine:
         self._announced: bytes = b""
         #: Odd messages since the start, by kind: malformed, damaged, repeated.
         self.counters: dict[str, int] = {}
-        self._odd_of: dict[str, int] = {}
+        #: Odd messages of each device, and when one was last journalled.
+        self._odd_of: dict[str, tuple[int, float]] = {}
         with run.journal.transaction("start") as journal:
             seq = int(journal.meta("seq") or 0) + 1
             journal.set_meta("seq", str(seq))
             self._next_epoch()
-            self._set_deadline_right()
+            self._take_up_round()
             # Nobody is known to be here until the broker hands out the births again.
             journal.write("UPDATE devices SET online=0")
             journal.event(run.clock(), "started" if seq == 1 else "restarted", detail=f"start {seq}")
@@ -100,20 +101,27 @@ class Machine:
         self.epoch = max(int(journal.meta("epoch") or 0) + 1, min(int(self.run.clock()), 0xFFFF0000))
         journal.set_meta("epoch", str(self.epoch))
 
-    def _set_deadline_right(self) -> None:
+    def _take_up_round(self) -> None:
         """A round that a stopped coordinator left open: time to answer, but no more than a whole deadline.
 
-        The wall clock may have been set back or far ahead in between; and devices need a while to come back.
+        The wall clock may have been set back or far ahead in between; and devices need a while to come back. A round
+        that cannot succeed any more, for which the coordinator stopped, is given up: the operator has seen it.
         """
         run, now = self.run, self.run.clock()
         row = run.round_row()
         if row is None or row["phase"] != "collect":
             return
+        if rounds.hopeless(run, row):
+            rounds.give_up(run, row)
+            return
+        for assignment in run.assignments(row["round"]):
+            run.traffic[assignment["device"]] = [assignment["bytes_up"], assignment["bytes_down"]]
         whole = run.config.deadline_s
         deadline = min(max(row["deadline_at"], now + min(whole, GRACE_S)), now + whole)
         if deadline != row["deadline_at"]:
-            run.journal.set_fields("rounds", {"round": row["round"]}, {"deadline_at": deadline})
             run.journal.event(now, "deadline-moved", row["round"], detail=f"{deadline - row['deadline_at']:+.0f} s")
+        # Whoever starts a coordinator again after its last extension wants it to go on waiting.
+        run.journal.set_fields("rounds", {"round": row["round"]}, {"deadline_at": deadline, "extensions": 0})
 
     @property
     def cancelled(self) -> bool:
@@ -273,7 +281,7 @@ class Machine:
             elif isinstance(message, protocol.Request):
                 out = self._request(device, message)
                 if not self.defer:
-                    return self._counted(out) + self.next_download()
+                    return out + self.next_download()
             elif isinstance(message, protocol.Update):
                 out = self._update(device, message, payload)
             elif isinstance(message, protocol.Refusal):
@@ -289,20 +297,25 @@ class Machine:
             return []
         if not self.defer:
             out += self.settle()
-        return self._counted(out + self._next_uploads())
+        return out + self._next_uploads()
 
-    def _counted(self, messages: list[Outgoing]) -> list[Outgoing]:
-        for message in messages:
-            if message.device is not None:
-                self.run.count(message.device, down=len(message.payload))
-        return messages
+    def _to(self, device: str, kind: str, payload: bytes) -> Outgoing:
+        """A message to a device; its bytes are counted here and nowhere else."""
+        self.run.count(device, down=len(payload))
+        return Outgoing(kind, device, payload)
+
+    def _notable(self, device: str) -> bool:
+        """Whether one more odd message of a device is journalled: no device can fill the disk."""
+        now = self.run.clock()
+        seen, noted_at = self._odd_of.get(device, (0, now))
+        notable = seen < ODD_NOTED or now - noted_at >= NOTE_EVERY_S
+        self._odd_of[device] = (seen + 1, now if notable else noted_at)
+        return notable
 
     def _odd(self, what: str, device: str, detail: str) -> None:
         """Counts a message that makes no sense, and journals the first ones of each device."""
         self.counters[what] = self.counters.get(what, 0) + 1
-        seen = self._odd_of.get(device, 0)
-        self._odd_of[device] = seen + 1
-        if seen < ODD_NOTED:
+        if self._notable(device):
             row = self.run.round_row()
             with self.run.journal.transaction(what) as journal:
                 journal.event(self.run.clock(), what, row["round"] if row else 0, device, detail[:400])
@@ -375,7 +388,8 @@ class Machine:
                     journal.add_row("devices", {"device": device})
                 fields |= {"profile": payload.decode(), "seen_at": run.clock()}
                 journal.set_fields("devices", {"device": device}, fields)
-                if not said_again:
+                first = known is None or known["profile"] is None
+                if not said_again and (first or self._notable(device)):
                     code = f"rejected:{reason}" if reason else "accepted"
                     journal.verdict(run.clock(), 0, device, "profile", protocol.digest(payload), code, detail)
         out = [self._ack(device, 0, "profile", payload, reason, detail)]
@@ -422,7 +436,7 @@ class Machine:
                     pieces += chunks.encode_chunks(want.sha256, blob, indices)
         except ProtocolError as error:
             self._odd("malformed", device, error.message)
-        return self._counted([Outgoing(topics.CHUNK, device, message) for message in chunks.bundles(pieces)])
+        return [self._to(device, topics.CHUNK, message) for message in chunks.bundles(pieces)]
 
     def _refusal(self, device: str, refusal: protocol.Refusal, payload: bytes) -> list[Outgoing]:
         run = self.run
@@ -440,9 +454,12 @@ class Machine:
             return [self._ack(device, refusal.round, "refusal", payload, *reason)]
         if refusal.plan != assignment["plan_sha"]:  # that plan has been replaced since, and the answer got lost
             return [self._ack(device, refusal.round, "refusal", payload, "", ""), *self._plan(assignment)]
+        if device in self._ready:
+            return []  # its update is complete: the verdict on that is its answer
+        self._inbox.drop(device)  # what it began to send under this plan counts no more
         detail = refusal.detail
         if refusal.reason == "memory":
-            smaller = rounds.replan(run, row, assignment, refusal.limit_bytes)
+            smaller = self._replan(row, assignment, refusal.limit_bytes)
             if smaller is not None:
                 return [self._ack(device, refusal.round, "refusal", payload, "", ""),
                         *self._plan({**assignment, "plan": smaller})]  # fmt: skip
@@ -457,15 +474,22 @@ class Machine:
             journal.verdict(run.clock(), row["round"], device, "refusal", ref, "accepted", detail)
         return [self._ack(device, refusal.round, "refusal", payload, "", "")]
 
+    def _replan(self, row: Row, assignment: Row, limit: int) -> bytes | None:
+        """A smaller plan for a device with `limit` bytes left; None if there is none."""
+        return rounds.replan(self.run, row, assignment, limit)
+
     def _complaint(self, device: str, refusal: protocol.Refusal, payload: bytes) -> list[Outgoing]:
         """A device that cannot take part at all: wrong data, or a program its core does not read."""
-        run = self.run
+        run, known = self.run, self.run.device(device)
         fields: Row = {"admission": "refused", "reason": refusal.reason or "refused", "detail": refusal.detail}
-        with run.journal.transaction("complaint") as journal:
-            if run.device(device) is None:
-                journal.add_row("devices", {"device": device})
-            journal.set_fields("devices", {"device": device}, fields)
-            journal.verdict(run.clock(), 0, device, "refusal", protocol.digest(payload), "accepted", refusal.detail)
+        if known is None or any(known[key] != value for key, value in fields.items()):
+            with run.journal.transaction("complaint") as journal:
+                if known is None:
+                    journal.add_row("devices", {"device": device})
+                journal.set_fields("devices", {"device": device}, fields)
+                if self._notable(device):
+                    ref = protocol.digest(payload)
+                    journal.verdict(run.clock(), 0, device, "refusal", ref, "accepted", refusal.detail)
         return [self._ack(device, 0, "refusal", payload, "", "")]
 
     # --- updates ------------------------------------------------------------------------------------------------------
@@ -515,9 +539,12 @@ class Machine:
         """Lets those begin who waited while every place was taken."""
         out: list[Outgoing] = []
         while (turn := self._inbox.next_waiting()) is not None:
-            update = protocol.decode(topics.UPDATE, turn[1])
-            assert isinstance(update, protocol.Update)
-            out += self._update(turn[0], update, turn[1])
+            device, payload = turn
+            update = protocol.decode(topics.UPDATE, payload)
+            if isinstance(update, protocol.Update):
+                out += self._update(device, update, payload)
+            else:
+                out += self._other(topics.UPDATE, device, update, payload)
         return out
 
     def _chunk(self, device: str, chunk: protocol.Chunk) -> list[Outgoing]:
@@ -538,7 +565,7 @@ class Machine:
     def _need_or_settle(self, device: str, row: Row, pending: Pending) -> list[Outgoing]:
         if not pending.complete:
             need = protocol.Need(self.run.config.run, row["round"], pending.ref, pending.wants())
-            return [Outgoing(topics.ACK, device, protocol.encode(need))]
+            return [self._to(device, topics.ACK, protocol.encode(need))]
         run = self.run
         try:
             updates.check_contents(run.layout, pending.update.layers, pending.blobs.__getitem__)
@@ -596,6 +623,8 @@ class Machine:
         return row, assignment, None
 
     def _note_verdict(self, round_no: int, device: str, ref: str, reason: str, detail: str) -> None:
+        if not self._notable(device):
+            return
         with self.run.journal.transaction("refused-update") as journal:
             journal.verdict(self.run.clock(), round_no, device, "update", ref, f"rejected:{reason}", detail)
 
@@ -604,9 +633,7 @@ class Machine:
         return self.run.serving(row).blobs_of(assignment["bits"])
 
     def _plan(self, assignment: Row) -> list[Outgoing]:
-        device, payload = assignment["device"], assignment["plan"]
-        self.run.count(device, down=len(payload))
-        return [Outgoing(topics.PLAN, device, payload)]
+        return [self._to(assignment["device"], topics.PLAN, assignment["plan"])]
 
     def _ack(self, device: str, round_no: int, of: str, payload: bytes, reason: str, detail: str) -> Outgoing:
         ack = protocol.Ack(
@@ -618,4 +645,4 @@ class Machine:
             reason=reason,
             detail="".join(c if c.isprintable() else " " for c in detail)[:400],
         )
-        return Outgoing(topics.ACK, device, protocol.encode(ack))
+        return self._to(device, topics.ACK, protocol.encode(ack))

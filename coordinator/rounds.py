@@ -50,6 +50,9 @@ def select(run: RunState, previous: Row | None) -> bool:
     number = 1 if previous is None else previous["round"] + 1
     present = quarantine.free(run.journal, config.to_dict(), present, number)
     if not present:
+        everyone = run.journal.rows("SELECT * FROM devices WHERE admission='admitted' ORDER BY device")
+        if quarantine.free(run.journal, config.to_dict(), everyone, number):
+            return False  # another one, away for the moment, may train
         raise RoundError("every device is in quarantine", "see `fedmpq coordinator devices`")
     if config.late_rounds:
         query = "SELECT DISTINCT device FROM assignments WHERE state='missed' AND round>=?"
@@ -166,25 +169,14 @@ def may_close(run: RunState, row: Row) -> bool:
     Raises:
         RoundError: nobody's update can come any more, or the extensions are used up.
     """
-    query = "SELECT state, COUNT(*) AS n FROM assignments WHERE round=? GROUP BY state"
-    counted = run.journal.rows(query, row["round"])
-    states = {found["state"]: found["n"] for found in counted}
+    problem = hopeless(run, row)
+    if problem:
+        hint = "see `fedmpq coordinator status`; start again to give this round up and go on with the next"
+        raise RoundError(f"round {row['round']}: {problem}", hint)
+    states = _states(run, row)
     accepted = states.get("accepted", 0)
-    everyone = all(state in ANSWERED for state in states)
-    failed = sum(states.get(state, 0) for state in ("refused", "rejected"))
-    if failed * 100 > run.config.abort_percent * sum(states.values()):
-        raise RoundError(
-            f"round {row['round']}: {failed} of {sum(states.values())} devices refused or were rejected, more than "
-            f"abort_percent = {run.config.abort_percent}",
-            "see `fedmpq coordinator status`",
-        )
-    if accepted >= row["target"] or (everyone and accepted):
+    if accepted >= row["target"] or all(state in ANSWERED for state in states):
         return True
-    if everyone:
-        raise RoundError(
-            f"round {row['round']}: no update was accepted, {sum(states.values())} devices refused or were rejected",
-            "see `fedmpq coordinator status`",
-        )
     now = run.clock()
     if now < row["deadline_at"]:
         return False
@@ -203,6 +195,32 @@ def may_close(run: RunState, row: Row) -> bool:
         )
         journal.event(now, "no-quorum", row["round"], detail=f"{accepted} of {row['quorum']} at the deadline")
     return False
+
+
+def _states(run: RunState, row: Row) -> dict[str, int]:
+    """How many of a round's devices are in which state."""
+    query = "SELECT state, COUNT(*) AS n FROM assignments WHERE round=? GROUP BY state"
+    return {found["state"]: found["n"] for found in run.journal.rows(query, row["round"])}
+
+
+def hopeless(run: RunState, row: Row) -> str:
+    """Why a round that collects cannot succeed any more; empty while it can."""
+    states = _states(run, row)
+    failed = sum(states.get(state, 0) for state in ("refused", "rejected"))
+    everyone = sum(states.values())
+    if failed * 100 > run.config.abort_percent * everyone:
+        most = f"more than abort_percent = {run.config.abort_percent}"
+        return f"{failed} of {everyone} devices refused or were rejected, {most}"
+    if failed == everyone:
+        return f"no update was accepted, {everyone} devices refused or were rejected"
+    return ""
+
+
+def give_up(run: RunState, row: Row) -> None:
+    """Ends a hopeless round without a result, within a transaction: the model stays, the next round draws anew."""
+    fields: Row = {"phase": "commit", "next_model": row["base_model"], "next_bits": row["mean_bits"], "metrics": {}}
+    run.journal.set_fields("rounds", {"round": row["round"]}, {**fields, "closed_at": run.clock()})
+    run.journal.event(run.clock(), "given-up", row["round"], detail=hopeless(run, row))
 
 
 def close(run: RunState, row: Row) -> None:
@@ -289,7 +307,7 @@ def replan(run: RunState, row: Row, assignment: Row, limit: int) -> bytes | None
         "plan_sha": plan.identity,
     }
     # Its weight may only fall: the round's bound on the sum of all weights was set with the first plan.
-    if assignment["budget16"]:
+    if run.config.weighting == "samples-bits" and assignment["budget16"]:
         fields["weight"] = max(1, assignment["weight"] * min(allotment.budget16, assignment["budget16"])
                                // assignment["budget16"])  # fmt: skip
     with run.journal.transaction("replan") as journal:
@@ -350,7 +368,7 @@ def _with_momentum(run: RunState, row: Row, merged: GlobalModel) -> GlobalModel:
 
 
 def stored_update(run: RunState, assignment: Row, row: Row) -> robust.Contribution:
-    """An accepted update, whose layers are read from the disk one at a time."""
+    """An accepted update: held packed, as it came, and unpacked one layer at a time."""
     serving = run.serving(row)
     manifest = protocol.decode(topics.UPDATE, assignment["manifest"])
     assert isinstance(manifest, protocol.Update)

@@ -22,9 +22,6 @@ from fedmpq.errors import ConfigError, StateError
 
 Clock = Callable[[], float]
 
-#: Phases of a round in order; each change is one transaction.
-PHASES = ("select", "configure", "collect", "aggregate", "adjust", "evaluate", "commit", "done")
-
 
 @dataclass
 class RunState:

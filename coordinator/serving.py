@@ -50,10 +50,6 @@ class Serving:
             self._starts[key] = read_layer(shape, self.device_layer(index, bits), self.config.act_bits)
         return self._starts[key]
 
-    def blob(self, sha256: str) -> bytes | None:
-        """A blob that was derived (or the program); None if it is not of this round."""
-        return self._blobs.get(sha256)
-
     def prepare(self, bits: Sequence[int]) -> list[PackedLayer]:
         """All layers of one device."""
         return [self.packed(index, n) for index, n in enumerate(bits)]

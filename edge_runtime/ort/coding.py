@@ -26,6 +26,13 @@ def encode(method: str, update: NDArray[np.float32], rng: np.random.Generator) -
     return update.astype("<f4").tobytes()
 
 
+def most_bytes(method: str, size: int) -> int:
+    """Bytes at most of a coded update of `size` entries: no coding makes more of it than float32 does, head aside."""
+    if method in _FEDPAQ_BITS:
+        return fedpaq.coded_bytes(size, _FEDPAQ_BITS[method])
+    return 4 * size + (uveqfed.HEAD_BYTES if method in _UVEQFED_RATES else 0)
+
+
 def decode(method: str, data: bytes, size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """The update of `size` entries that the server counts.
 

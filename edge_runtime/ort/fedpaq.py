@@ -39,6 +39,11 @@ def encode(update: NDArray[np.float32], rng: np.random.Generator, *, bits: int) 
     return data
 
 
+def coded_bytes(size: int, bits: int) -> int:
+    """Bytes of a coded update of `size` entries: the scales of its buckets and its entries."""
+    return 4 * -(-size // BUCKET) + (size * bits + 7) // 8
+
+
 def decode(data: bytes, size: int, *, bits: int) -> NDArray[np.float32]:
     """The update of `size` entries.
 
@@ -46,9 +51,8 @@ def decode(data: bytes, size: int, *, bits: int) -> NDArray[np.float32]:
         FormatError: another length, an entry or scale that `encode` does not write.
     """
     levels, buckets = levels_of(bits), -(-size // BUCKET)
-    packed = (size * bits + 7) // 8
-    if len(data) != 4 * buckets + packed:
-        raise FormatError(f"a FedPAQ update of {len(data)} bytes, {size} entries take {4 * buckets + packed}")
+    if len(data) != coded_bytes(size, bits):
+        raise FormatError(f"a FedPAQ update of {len(data)} bytes, {size} entries take {coded_bytes(size, bits)}")
     scale = np.frombuffer(data, "<f4", buckets).astype(np.float32)
     codes = np.frombuffer(data, np.uint8, offset=4 * buckets)
     if bits == 4:

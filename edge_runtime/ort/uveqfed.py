@@ -18,6 +18,8 @@ from fedmpq.errors import FormatError
 
 ROOT3 = 3.0**0.5
 _HEAD = struct.Struct("<ff")
+#: Bytes before the streams.
+HEAD_BYTES = _HEAD.size
 
 Pairs = NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -11,7 +11,7 @@ from torch import nn
 
 from fedmpq.coordinator import rounds
 from fedmpq.coordinator.float_machine import judge
-from fedmpq.edge_runtime import container, protocol
+from fedmpq.edge_runtime import container, protocol, topics
 from fedmpq.edge_runtime.ort import augment, bundle, coding, engine
 from fedmpq.edge_runtime.ort.assignment import train
 from fedmpq.errors import CoreError, FormatError, HashError, MissingExtraError, ModelError, VersionError
@@ -163,6 +163,45 @@ def test_a_federated_run_equals_the_same_run_without_a_network(tmp_path: Path, s
         assert assignment["state"] == "accepted"
         assert assignment["measured_bytes"] > 0
         assert assignment["planned_bytes"] > 0
+
+
+def until_planned(fleet: FloatFleet) -> str:
+    """Steps until device a has its plan; returns the plan's identity."""
+    for _ in range(20_000):
+        fleet.step()
+        assignment = fleet.machine.run.assignment(1, "a")
+        if assignment is not None and assignment["state"] == "assigned":
+            return str(assignment["plan_sha"])
+    raise AssertionError("no plan")
+
+
+def test_a_device_that_has_run_out_of_memory_is_left_out_of_the_round(tmp_path: Path) -> None:
+    fleet = FloatFleet(tmp_path, ["a", "b"])
+    refusal = protocol.Refusal("floats", 1, until_planned(fleet), "memory", 10**7, 10**6, "")
+    (answer,) = fleet.machine.handle(topics.UPDATE, "a", protocol.encode(refusal))
+    told = protocol.decode(topics.ACK, answer.payload)
+    assert isinstance(told, protocol.Ack)
+    assert told.accepted
+    assignment = fleet.machine.run.assignment(1, "a")
+    assert assignment is not None
+    assert (assignment["state"], assignment["reason"]) == ("refused", "memory")
+    fleet.play()
+
+
+def test_a_blob_larger_than_an_update_can_be_is_refused_before_it_comes(tmp_path: Path) -> None:
+    fleet = FloatFleet(tmp_path, ["a", "b"], strategy="fedpaq")
+    plan = until_planned(fleet)
+    values = sum(fleet.machine.run.layout.thetas)
+    update = protocol.FloatUpdate(
+        run="floats", round=1, plan=plan, samples=24, steps=3, count=24, correct=0, loss_q16=0, measured_bytes=0,
+        train_ms=0, blob="0" * 64, blob_size=coding.most_bytes("fedpaq", values) + 1,
+    )  # fmt: skip
+    fleet.machine.handle(topics.UPDATE, "a", protocol.encode(update))
+    fleet.machine.settle()
+    assignment = fleet.machine.run.assignment(1, "a")
+    assert assignment is not None
+    assert (assignment["state"], assignment["reason"]) == ("rejected", "shape")
+    assert not fleet.machine._inbox.uploads
 
 
 def test_a_coordinator_that_starts_again_goes_on(tmp_path: Path) -> None:
