@@ -9,6 +9,7 @@ core, and the fleet stands still. Correctness never rests on the broker; its per
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -106,7 +107,8 @@ def find_mosquitto() -> str | None:
 class ManagedBroker:
     """A broker as a child process.
 
-    A broker that survived a killed coordinator on the same directory and port is taken over, with its sessions.
+    A broker that survived a killed coordinator on the same directory is taken over with its sessions, or ended where it
+    has other settings (another port, say).
 
     Args:
         directory: for its configuration, log and persistent state.
@@ -174,7 +176,8 @@ class ManagedBroker:
         """Starts the broker and waits until it takes connections.
 
         Raises:
-            NetworkError: the port is taken, or the broker ends at once (its last line is quoted).
+            NetworkError: the port is taken, an earlier broker does not end, or this one ends at once (its last line is
+                quoted).
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -188,6 +191,8 @@ class ManagedBroker:
                 self.reload()
                 self._wait_until_open()
                 return
+            if old:
+                self._end_other(old)
             _check_port(self.host, self.port)
             self._config_path.write_text(config)
             with (directory / "broker.out").open("wb") as out:
@@ -227,12 +232,31 @@ class ManagedBroker:
                 self._process.wait()
             self._process = None
         else:
-            for _ in range(100):
-                if not _runs_with(pid, self._config_path):
-                    break
-                time.sleep(0.05)
+            self._has_ended(pid)
             self._adopted = 0
         (self.directory / "broker.pid").unlink(missing_ok=True)
+
+    def _end_other(self, pid: int) -> None:
+        """Ends the broker that a killed coordinator left on this directory under other settings.
+
+        Two on one directory would overwrite each other's sessions, and nobody would ever end the older one.
+        """
+        if not self._has_ended(pid, tries=1):
+            self._warn(f"ending the broker of an earlier coordinator (process {pid}), which has other settings")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            if not self._has_ended(pid):
+                raise NetworkError(f"the broker of an earlier coordinator does not end: process {pid}", "end it first")
+
+    def _has_ended(self, pid: int, tries: int = 200) -> bool:
+        """Whether no broker of this directory runs as `pid` any more; waits 50 ms between two tries."""
+        configs = [self.directory / f"{kind}.conf" for kind in ("mosquitto", "amqtt")]
+        for left in range(tries - 1, -1, -1):
+            if not any(_runs_with(pid, config) for config in configs):
+                return True
+            if left:
+                time.sleep(0.05)
+        return False
 
     def refused(self) -> dict[str, int]:
         """Connections that the broker itself has turned away since this object was made, by reason, from its log.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import struct
 import tomllib
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fedmpq.coordinator.fixed import Fx, norm
+from fedmpq.coordinator.policy import POLICIES
+from fedmpq.edge_runtime import topics
 from fedmpq.edge_runtime.protocol import Settings
 from fedmpq.errors import ConfigError
 
@@ -125,7 +128,13 @@ class RunConfig:
     budgets: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Checks ranges and names; ConfigError names the key."""
+        """Checks ranges and names; ConfigError names the key.
+
+        Everything a run would trip over must be found here: a configuration that is in the journal cannot be corrected.
+        """
+        if re.fullmatch(topics.NAME, self.run) is None:
+            hint = "lower-case letters, digits, '.', '_' and '-', at most 63, starting with a letter or digit"
+            raise ConfigError(f"run = {self.run[:80]!r}", hint)
         for key, (low, high) in _RANGES.items():
             value = getattr(self, key)
             if value is not None and not low <= value <= high:
@@ -227,6 +236,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "quarantine_rounds": (1, 1_000_000),
 }
 _NAMES: dict[str, tuple[str, ...]] = {
+    "policy": tuple(POLICIES),
     "schedule": ("cosine", "linear", "constant"),
     "scale": ("max", "mse"),
     "rounding": ("nearest", "stochastic"),

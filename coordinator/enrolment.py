@@ -26,6 +26,7 @@ from typing import Any
 
 from fedmpq.coordinator.authority import SERVER_DAYS, Authority, Issued, write_private
 from fedmpq.edge_runtime.credentials import Credentials
+from fedmpq.edge_runtime.mqtt import Broker
 from fedmpq.edge_runtime.seal import KEY_SIZE, Seal
 from fedmpq.edge_runtime.topics import checked_name
 from fedmpq.errors import StateError, UsageError
@@ -105,12 +106,13 @@ class Enrolment:
             ca: PEM of the authority that signed a foreign broker's certificate; None for our own broker.
 
         Raises:
-            UsageError: the name is not usable, or no broker is known yet.
+            UsageError: the name is not usable, the broker is no address for TLS, or none is known yet.
         """
         checked_name(device, "device")
         address = broker or self._facts().get("broker", "")
         if not address:
             raise UsageError("no broker is known yet", "name it: --broker mqtts://HOST:8883")
+        checked_broker(address)
         with self._locked():
             before = self._read(device)
             issued = self.authority.issue(device, days=days)
@@ -271,6 +273,19 @@ class Enrolment:
             yield
         finally:
             os.close(handle)
+
+
+def checked_broker(url: str) -> Broker:
+    """A broker that devices can be told; UsageError, without the password, for what they could not use."""
+    try:
+        broker = Broker.from_url(url)
+    except (UsageError, ValueError):  # ValueError: such as mqtts://[
+        raise UsageError(f"broker {url.rpartition('@')[2]!r} is not understood", "mqtts://HOST:8883") from None
+    if any(c.isspace() for c in broker.host):
+        raise UsageError(f"broker {broker.host!r} is no host", "mqtts://HOST:8883")
+    if not broker.tls:
+        raise UsageError(f"broker {broker} is in plain text, credentials are for TLS", "mqtts://HOST:8883")
+    return broker
 
 
 def host_names(listen: str) -> tuple[str, ...]:

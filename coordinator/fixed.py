@@ -34,12 +34,6 @@ def div(a: Fx, b: Fx) -> Fx:
     return norm((a[0] << 31) // b[0], a[1] - b[1] - 31)
 
 
-def is_fx(value: Fx) -> bool:
-    """Whether a pair has the form every scale from outside must have."""
-    mantissa, exponent = value
-    return (mantissa == 0 or 1 << 30 <= mantissa < 1 << 31) and -512 <= exponent <= 512
-
-
 def shifted(value: int, shift: int) -> int:
     """`value * 2**shift`, rounded half up where bits are lost."""
     if shift >= 0:

@@ -6,8 +6,9 @@ report the bytes they would send and the memory a device would need, so that the
 
 from __future__ import annotations
 
+import io
 import json
-import os
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedmpq.coordinator.config import RunConfig
+from fedmpq.coordinator.kinds import check_float
 from fedmpq.coordinator.rounds import client_number
 from fedmpq.coordinator.strategies.compression import by_name
-from fedmpq.edge_runtime import sampling
+from fedmpq.edge_runtime import container, sampling
 from fedmpq.edge_runtime.trainer import Samples
-from fedmpq.errors import ConfigError
+from fedmpq.errors import ConfigError, StateError
 from fedmpq.models.reference import activation
 from fedmpq.models.reference.program import Kind, parse
 from fedmpq.models.reference.rng import StepKey
@@ -55,6 +57,7 @@ class FloatRun:
     progress: Callable[[int], object] = int
 
     def __post_init__(self) -> None:
+        check_float(self.config, simulated=True)
         self._send = by_name(self.config.strategy)
         self._parsed = parse(self.program)
         self._mean = torch.tensor(self._parsed.mean, dtype=torch.float32)
@@ -160,28 +163,29 @@ class FloatRun:
         }
 
     def _keep(self, rounds: list[dict[str, Any]], state: NDArray[np.float32]) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        temporary = self.directory / "state.new"
-        with temporary.open("wb") as out:
-            np.savez(out, state=state, rounds=json.dumps(rounds), config=json.dumps(self.config.to_dict()))
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(self.directory / "state.npz")
+        out = io.BytesIO()
+        np.savez(out, state=state, rounds=json.dumps(rounds), config=json.dumps(self.config.to_dict()))
+        container.write_atomic(self.directory / "state.npz", out.getvalue())
 
     def _restored(self) -> list[dict[str, Any]]:
         path = self.directory / "state.npz"
         if not path.is_file():
             return []
-        with np.load(path) as kept:
-            old = json.loads(str(kept["config"]))
-            for key, value in self.config.to_dict().items():
-                if old.get(key) != value:
-                    raise ConfigError(
-                        f"{self.directory} holds a run with {key} = {old.get(key)!r}, not {value!r}",
-                        "start with the same configuration or choose another --out",
-                    )
-            load(self.module, kept["state"])
-            rounds: list[dict[str, Any]] = json.loads(str(kept["rounds"]))
+        try:
+            with np.load(path) as kept:
+                old: dict[str, Any] = json.loads(str(kept["config"]))
+                rounds: list[dict[str, Any]] = json.loads(str(kept["rounds"]))
+                state = kept["state"]
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            hint = "remove it, and the run begins anew, or choose another --out"
+            raise StateError(f"{path} is damaged", hint) from None
+        for key, value in self.config.to_dict().items():
+            if old.get(key) != value:
+                raise ConfigError(
+                    f"{self.directory} holds a run with {key} = {old.get(key)!r}, not {value!r}",
+                    "start with the same configuration or choose another --out",
+                )
+        load(self.module, state)
         return rounds
 
 

@@ -146,19 +146,42 @@ class Journal:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """A damaged page, or text that is none, is an error of the directory and not of the program."""
+        try:
+            yield
+        except (sqlite3.Error, ValueError) as error:
+            raise StateError(
+                f"journal {self.path} cannot be read: {error}", "`fedmpq coordinator verify` says whether it is damaged"
+            ) from None
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read inside is of one moment, whatever a coordinator writes meanwhile. Nothing is written."""
+        with self._reading():
+            self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._roll_back()
+
     def rows(self, query: str, *arguments: object) -> list[Row]:
         """The rows of a SELECT; JSON columns are parsed."""
-        return [_parsed(row) for row in self._db.execute(query, arguments)]
+        with self._reading():
+            return [_parsed(row) for row in self._db.execute(query, arguments)]
 
     def row(self, query: str, *arguments: object) -> Row | None:
         """The first row of a SELECT."""
-        row = self._db.execute(query, arguments).fetchone()
-        return None if row is None else _parsed(row)
+        with self._reading():
+            row = self._db.execute(query, arguments).fetchone()
+            return None if row is None else _parsed(row)
 
     def present(self) -> int:
         """How many devices may be selected."""
-        (count,) = self._db.execute(_PRESENT).fetchone()
-        return int(count)
+        with self._reading():
+            (count,) = self._db.execute(_PRESENT).fetchone()
+            return int(count)
 
     def write(self, statement: str, *arguments: object) -> None:
         """One INSERT, UPDATE or DELETE; lists and dicts go in as JSON."""
@@ -178,8 +201,9 @@ class Journal:
 
     def meta(self, key: str) -> str | None:
         """A value of the run as a whole."""
-        row = self._db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
-        return None if row is None else str(row[0])
+        with self._reading():
+            row = self._db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+            return None if row is None else str(row[0])
 
     def set_meta(self, key: str, value: str) -> None:
         """Sets a value of the run as a whole."""

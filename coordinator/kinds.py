@@ -19,6 +19,25 @@ from fedmpq.coordinator.source import DataShape, Source
 from fedmpq.edge_runtime.shard import Images
 from fedmpq.errors import ConfigError
 
+#: Keys of a run that integer training alone keeps to and that would change who counts or how; and those that the
+#: simulation of full precision, in which every client trains in every round, does not keep to either.
+_INTEGER_ONLY = ("robust", "late_rounds", "server_momentum_q15")
+_FLEET_ONLY = ("per_round", "over_selection")
+
+
+def check_float(config: RunConfig, *, simulated: bool = False) -> None:
+    """Refuses keys that a full-precision run would ignore; ConfigError names the key.
+
+    Args:
+        config: of the run.
+        simulated: of `float_rounds.FloatRun`, not of a fleet.
+    """
+    for key in _INTEGER_ONLY + (_FLEET_ONLY if simulated else ()):
+        value = getattr(config, key)
+        if value != getattr(RunConfig, key):
+            where = "integer runs" if key in _INTEGER_ONLY else "integer runs and fleets of devices"
+            raise ConfigError(f"{key} = {value!r} is for {where}, not for {config.strategy} here", "leave it out")
+
 
 class Kind(Protocol):
     """What depends on the kind of a run."""
@@ -100,8 +119,7 @@ class FloatKind:
 
     def plan_bytes(self, program: bytes, config: RunConfig) -> PlanBytes:
         """None: devices measure a trial step instead. ConfigError for what full-precision runs do not have."""
-        if config.robust != "none":
-            raise ConfigError(f"robust = {config.robust!r} is for integer runs, {config.strategy} is not one")
+        check_float(config)
 
         def unplanned(_bits: Any) -> int:
             return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
 
@@ -73,10 +72,6 @@ class Layout:
     def thetas(self) -> tuple[int, ...]:
         """Weights per layer."""
         return tuple(layer.theta for layer in self.layers)
-
-    def average_bits(self, bits: Sequence[int]) -> float:
-        """Average bit-width, magnitude planes only: sum(n * theta) / sum(theta)."""
-        return sum(n * layer.theta for n, layer in zip(bits, self.layers, strict=True)) / sum(self.thetas)
 
 
 def of_program(program: bytes) -> Layout:

@@ -27,7 +27,7 @@ from fedmpq.coordinator.source import Source
 from fedmpq.edge_runtime.mqtt import Broker, MqttTransport
 from fedmpq.edge_runtime.shard import Shard
 from fedmpq.edge_runtime.topics import Topics
-from fedmpq.errors import ConfigError, RoundError, UsageError
+from fedmpq.errors import ConfigError, RoundError, StateError, UsageError
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class Where:
     ray: str = ""
 
 
+#: What the model of a run is called whose journal does not say.
+_UNNAMED = "journal"
+
+
 def stored_run(directory: Path) -> tuple[RunConfig, Source] | None:
     """Configuration and program of the run in a data directory; None if there is none yet."""
     if not (directory / FILE).is_file():
@@ -66,6 +70,7 @@ def stored_run(directory: Path) -> tuple[RunConfig, Source] | None:
     journal = Journal(directory, read_only=True)
     try:
         program_id, config = journal.meta("program"), journal.meta("config")
+        name = journal.meta("model_name") or _UNNAMED
     finally:
         journal.close()
     if program_id is None or config is None:
@@ -76,11 +81,32 @@ def stored_run(directory: Path) -> tuple[RunConfig, Source] | None:
         raise AssertionError("a run that exists keeps its first model")
 
     known = RunConfig.from_dict(json.loads(config))
-    return known, Source(program, kinds.of(known).layout_of(program), unused, "journal")
+    return known, Source(program, kinds.of(known).layout_of(program), unused, name)
+
+
+def check_same_model(directory: Path, config: RunConfig, stored: Source, model: str) -> None:
+    """Refuses to go on with another model than the run's (StateError, both named).
+
+    A file is compared by its program, a model by name by the name of the run's start, where the journal has it.
+    """
+    if is_file(model):
+        asked, known = kinds.of(config).of_file(Path(model)).layout.program, stored.layout.program
+        other = "" if asked == known else f"program {known[:12]}, not {asked[:12]} of {model}"
+    else:
+        other = "" if stored.name in {model, _UNNAMED} else f"model {stored.name}, not {model}"
+    if other:
+        raise StateError(f"{directory} holds a run of {other}", "leave MODEL out to go on, or choose another --dir")
+
+
+def is_file(model: str) -> bool:
+    """Whether MODEL of the command line is a file with a program, rather than the name of a model."""
+    return Path(model).is_file() and not model.endswith(".py")
 
 
 def make_config(strategy: str, values: Mapping[str, Any], *, paper_literal: bool = False) -> RunConfig:
     """A run's configuration: the defaults, then what the strategy sets, then what the user asked for."""
+    if not isinstance(strategy, str):  # of a file or of --set, where it can be any value
+        raise ConfigError(f"strategy = {strategy!r} in the run's configuration is of the wrong type", "one name")
     return RunConfig.from_dict({**strategies.choices(strategy, paper_literal=paper_literal), **values})
 
 
@@ -113,6 +139,9 @@ class Service:
         kind = kinds.of(config)
         if test is not None:
             kind.check_fit(origin.program, test, f"the test shard {test.path}")
+        # All that can be wrong with the configuration comes before the run is journalled, for good.
+        plan_bytes = kind.plan_bytes(origin.program, config)
+        judge = _referee(config, origin, referee) if config.robust == "referee" else None
         self._say = say
         self.run = RunState.open(
             directory,
@@ -120,16 +149,16 @@ class Service:
             origin.layout,
             origin.program,
             origin.initial,
-            kind.plan_bytes(origin.program, config),
+            plan_bytes,
             clock or SteadyClock(),
         )
         self.broker: ManagedBroker | None = None
         self._workers: Callable[[], object] | None = None
         try:
+            self._keep_name(origin)
             self._workers = _hand_out_sums(self.run, where)
             self.machine = kind.machine(self.run, test)
-            if config.robust == "referee":
-                self.run.referee = _referee(config, origin, referee)
+            self.run.referee = judge
             self.enrolment: Enrolment | None = None
             if not where.insecure:
                 self.enrolment = Enrolment(where.security or directory / "security", where.fleet)
@@ -141,6 +170,13 @@ class Service:
         except BaseException:
             self.close(linger_s=0.0)
             raise
+
+    def _keep_name(self, origin: Source) -> None:
+        """Journals what the model was called at the start, for `serve MODEL` on the same directory later."""
+        journal = self.run.journal
+        if origin.name != _UNNAMED and journal.meta("model_name") is None:
+            with journal.transaction("new-run"):
+                journal.set_meta("model_name", origin.name)
 
     def _own_broker(self, directory: Path, where: Where) -> Broker:
         """Starts the managed broker; returns how the coordinator reaches it."""
@@ -285,7 +321,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """A configuration file in TOML; ConfigError names file and line, or the key."""
     values = read_toml(path)
     try:
-        RunConfig.from_dict({key: value for key, value in values.items() if key != "strategy"})
+        RunConfig.from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"configuration {path}: {error.message}", error.hint) from None
     return values

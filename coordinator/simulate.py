@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmpq.coordinator import status
+from fedmpq.coordinator import control, status
 from fedmpq.coordinator.admission import PlanBytes, planner_of
 from fedmpq.coordinator.attacks import Attack
 from fedmpq.coordinator.config import RunConfig
@@ -29,12 +29,15 @@ from fedmpq.coordinator.virtual import Trained, VirtualDevice, route, train
 from fedmpq.edge_runtime.protocol import MAX_BITS, PlanMessage
 from fedmpq.edge_runtime.shard import Images
 from fedmpq.edge_runtime.trainer import Samples
+from fedmpq.errors import RoundError
 
 if TYPE_CHECKING:
     from fedmpq.coordinator.ray_engine import RayEngine
 
 #: Memory that virtual devices grant an arena: none is refused, the budgets decide.
 UNLIMITED = 1 << 50
+#: Seconds after which a simulation looks again whether the operator wants something; `control.ask` waits for 10.
+_LOOK_S = 1.0
 
 
 class Simulation:
@@ -53,6 +56,7 @@ class Simulation:
         attack: what some of the clients do to their data or updates.
         cluster: trains and sums instead of this process's threads.
         progress: called with a number of finished local trainings.
+        say: told when the operator has paused the run.
     """
 
     def __init__(
@@ -70,10 +74,13 @@ class Simulation:
         referee: Samples | None = None,
         cluster: RayEngine | None = None,
         progress: Callable[[int], object] = int,
+        say: Callable[[str], object] = str,
     ) -> None:
         self.engine = Engine(engine, origin.program)
         self._workers = workers or os.cpu_count() or 1
         self._progress = progress
+        self._say = say
+        self._waits = False
         self._attack = attack
         self._cluster = cluster
         self.attackers = frozenset(attack.attackers(list(clients), config.seed)) if attack else frozenset[str]()
@@ -102,7 +109,12 @@ class Simulation:
         running: dict[Future[tuple[Trained, int]], tuple[VirtualDevice, PlanMessage]] = {}
         with ThreadPoolExecutor(self._workers) as pool:
             while not self.machine.finished:
+                before = self.run.journal.changes
                 route(self.machine, self.devices, self.machine.tick())
+                if self.machine.cancelled:
+                    pool.shutdown(cancel_futures=True)
+                    hint = f"`fedmpq coordinator resume --dir {self.run.directory}`, then start it again"
+                    raise RoundError("the run is cancelled", hint)
                 for device in self.devices.values():
                     if device.work is not None:
                         plan, blobs, device.work = device.work, device.start_blobs(), None
@@ -110,8 +122,12 @@ class Simulation:
                 if changed is not None:
                     changed(self.run)
                 if not running:
+                    if self.run.journal.changes == before and not self.machine.finished:
+                        self._stand_still()
                     continue
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                self._waits = False
+                # Not for ever: the operator's wishes are heeded between two ticks.
+                done, _ = wait(running, _LOOK_S, FIRST_COMPLETED)
                 for future in done:
                     device, plan = running.pop(future)
                     trained, elapsed = future.result()
@@ -122,6 +138,19 @@ class Simulation:
         if changed is not None:
             changed(self.run)
         return status.status(self.run.journal)
+
+    def _stand_still(self) -> None:
+        """Nobody trains and nothing moves: waits while the run is paused; RoundError where only waiting is left."""
+        run = self.run
+        row = run.round_row()
+        waiting = status.waiting_for(run.journal, run.config.to_dict(), row)
+        if control.state_of(run.journal) != control.PAUSED or (row is not None and row["phase"] != "done"):
+            hint = f"`fedmpq coordinator devices --dir {run.directory}` shows the clients"
+            raise RoundError(f"the simulation stands still, waiting for {waiting}", hint)
+        if not self._waits:
+            self._waits = True
+            self._say(f"waiting for {waiting}")
+        time.sleep(_LOOK_S / 4)
 
     def close(self) -> None:
         """Gives up the data directory."""

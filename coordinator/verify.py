@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedmpq.coordinator import layout, updates
+from fedmpq.coordinator import layout, strategies, updates
 from fedmpq.coordinator.blobs import BlobStore
 from fedmpq.coordinator.global_model import GlobalModel
 from fedmpq.coordinator.journal import Journal, Row
@@ -19,16 +19,28 @@ from fedmpq.errors import FedmpqError
 def verify(directory: Path) -> dict[str, Any]:
     """Checks a data directory without changing it; its coordinator may be running.
 
+    The journal is read as of one moment. A coordinator that commits a round meanwhile removes its updates, so what
+    seems wrong is looked at again in a later moment, and only what is still wrong then is a problem.
+
     Returns:
         What was checked, and a list of problems: what is wrong, where, and what follows from it.
     """
     journal = Journal(directory, read_only=True)
     try:
-        checks = _Checks(directory, journal)
-        problems = list(checks.all())
+        checks, problems = _look(directory, journal)
+        if problems:
+            checks, again = _look(directory, journal)
+            problems = [problem for problem in again if problem in problems]
     finally:
         journal.close()
     return {"directory": str(directory), "checked": checks.counts, "problems": problems, "good": not problems}
+
+
+def _look(directory: Path, journal: Journal) -> tuple[_Checks, list[str]]:
+    """Every check on one moment of the journal."""
+    checks = _Checks(directory, journal)
+    with journal.snapshot():
+        return checks, list(checks.all())
 
 
 class _Checks:
@@ -38,6 +50,16 @@ class _Checks:
         self.counts = {"rounds": 0, "models": 0, "updates": 0, "blobs": 0, "plans": 0}
 
     def all(self) -> Iterator[str]:
+        """Every problem found; a journal that cannot be read any further is the last one."""
+        try:
+            yield from self._all()
+        except FedmpqError as error:
+            yield error.message
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            # What a damaged page gives need not be of its column's type.
+            yield f"journal: {type(error).__name__}: {error}: the rest cannot be checked"
+
+    def _all(self) -> Iterator[str]:
         for line in self.journal.damage():
             yield f"journal: {line}"
         program = self.journal.meta("program")
@@ -56,7 +78,7 @@ class _Checks:
         if program in bad:
             return
         config = json.loads(self.journal.meta("config") or "{}")
-        self.integer = config.get("strategy") not in {"fedavg", "fedpaq", "fedpaq8", "uveqfed", "uveqfed4"}
+        self.integer = config.get("strategy") not in strategies.FLOAT_STRATEGIES
         rounds = self.journal.rows("SELECT * FROM rounds ORDER BY round")
         yield from self._chain(rounds)
         if self.integer:

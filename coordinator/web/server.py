@@ -149,21 +149,25 @@ class _Handler(BaseHTTPRequestHandler):
         """Requests are not logged."""
 
     def _answer(self, *, body: bool) -> None:
-        code, kind, data = 200, _TEXT, b"there is no such page\n"
-        try:
-            found = self.views.get(urlsplit(self.path).path)
-            if found is None:
-                code = 404
-            else:
-                kind, data = found
-        except FedmpqError as error:
-            code, data = 503, f"{error}\n".encode()
+        code, kind, data = self._found()
         self.send_response(code)
         for name, value in {**_HEADERS, "Content-Type": kind, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
         self.end_headers()
         if body:
             self.wfile.write(data)
+
+    def _found(self) -> tuple[int, str, bytes]:
+        """Status, content type and body."""
+        try:
+            path = urlsplit(self.path).path
+        except ValueError:  # such as http://[
+            return 400, _TEXT, b"this is no address\n"
+        try:
+            found = self.views.get(path)
+        except FedmpqError as error:  # the journal is damaged, or not there
+            return 503, _TEXT, f"{error}\n".encode()
+        return (404, _TEXT, b"there is no such page\n") if found is None else (200, *found)
 
 
 def _address(text: str) -> tuple[str, int]:

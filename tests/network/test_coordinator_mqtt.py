@@ -288,6 +288,19 @@ def test_a_surviving_broker_is_taken_over_with_its_sessions(tmp_path: Path) -> N
     assert first.pid == 0
 
 
+def test_a_surviving_broker_with_other_settings_is_ended(tmp_path: Path) -> None:
+    said: list[str] = []
+    first = ManagedBroker(tmp_path, port=0)
+    first.start()
+    old = first.pid
+    second = ManagedBroker(tmp_path, port=0, warn=said.append)
+    second.start()
+    assert second.pid not in {0, old}
+    assert first.pid == 0
+    assert f"process {old}" in said[-1]
+    second.stop()
+
+
 def test_a_dead_broker_is_started_again(tmp_path: Path) -> None:
     said: list[str] = []
     managed = ManagedBroker(tmp_path, port=0, warn=said.append)

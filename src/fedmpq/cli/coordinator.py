@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -193,28 +194,49 @@ def enroll(
     """
     import time
 
-    from fedmpq.coordinator.enrolment import Enrolment
+    from fedmpq.coordinator.enrolment import Enrolment, checked_broker
 
     if revoke == (out is not None):
         raise UsageError("name a file to write with --out, or give --revoke")
+    # Whatever can be wrong is found before the device's present credentials end.
+    if broker:
+        checked_broker(broker)
+    authority = None if ca is None else _pem(ca)
+    if out is not None and out.exists():
+        raise UsageError(f"{out} is there already", "credentials are never overwritten: remove it first")
+    if out is not None and not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
+        raise UsageError(f"--out {out}: {out.parent} is no folder that can be written")
     enrolment = Enrolment(security or directory / "security", fleet)
     if out is None:
         enrolment.revoke(device)
         emit({"fleet": enrolment.fleet, "device": device, "revoked": True}, as_json)
         return
-    if out.exists():
-        raise UsageError(f"{out} is there already", "credentials are never overwritten: remove it first")
-    credentials = enrolment.enroll(device, broker, days=days, ca=None if ca is None else ca.read_text())
+    credentials = enrolment.enroll(device, broker, days=days, ca=authority)
     credentials.write(out)
     result = {
         "fleet": credentials.fleet,
         "device": device,
-        "broker": credentials.broker,
+        "broker": str(checked_broker(credentials.broker)),  # without the password that it may hold
         "not_after": credentials.not_after,
         "file": out,
     }
     ends = time.strftime("%Y-%m-%d", time.gmtime(credentials.not_after))
     emit(result, as_json, lambda r: click.echo(f"{out}: {device} of fleet {r['fleet']} at {r['broker']}, until {ends}"))
+
+
+def _pem(path: Path) -> str:
+    """The text of --ca; UsageError if it is no certificate in PEM, as a device will need it."""
+    import ssl
+
+    try:
+        text = path.read_text("ascii")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (ssl.SSLError, ValueError):
+        hint = "openssl x509 -inform der -in FILE -out FILE.pem makes one of a DER file"
+        raise UsageError(f"--ca {path} is no certificate in PEM", hint) from None
+    except OSError as error:
+        raise UsageError(f"--ca {path} cannot be read: {error.strerror}") from None
+    return text
 
 
 def _run_of(
@@ -237,6 +259,8 @@ def _run_of(
     stored = service.stored_run(directory)
     if stored is not None:
         config, origin = stored
+        if model is not None:
+            service.check_same_model(directory, config, origin, model)
         if strategy is not None:
             values = {**service.make_config(strategy, values).to_dict(), **values}
         return RunConfig.from_dict({**config.to_dict(), **values}), origin
@@ -244,7 +268,7 @@ def _run_of(
         raise UsageError(f"{directory} holds no run yet", "name the MODEL to train: an artifact file or resnet8")
     config = service.make_config(strategy or "fedmpq", values)
     origins = kinds.of(config)
-    if Path(model).is_file() and not model.endswith(".py"):
+    if service.is_file(model):
         return config, origins.of_file(Path(model))
     if shard is None:
         raise UsageError(

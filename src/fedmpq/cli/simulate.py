@@ -131,6 +131,7 @@ def _strategies(options: dict[str, Any], keys: dict[str, Any]) -> None:
     """Every strategy asked for, on one setting."""
     import tempfile
 
+    from fedmpq.edge_runtime import container
     from fedmpq.experiments import plots, tables
     from fedmpq.experiments.run import config_of, run
     from fedmpq.experiments.setting import Setting, prepare
@@ -175,8 +176,8 @@ def _strategies(options: dict[str, Any], keys: dict[str, Any]) -> None:
         "judged_on": prepared.judged_on, "engine": options["engine"], "setting": setting.to_dict(), "runs": runs,
     }  # fmt: skip
     if out is not None:
-        (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-        (out / "table.md").write_text(tables.of_runs(result))
+        container.write_atomic(out / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+        container.write_atomic(out / "table.md", tables.of_runs(result).encode())
         if plots.available():
             plots.of_runs(out, f"{prepared.dataset.name}, {setting.model}, {len(prepared.fleet)} clients", runs)
     emit(result, options["as_json"], _print)

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedmpq.edge_runtime import container
 from fedmpq.errors import ConfigError
 from fedmpq.experiments import plots, tables
 from fedmpq.experiments.presets import PRESETS, Cell
 from fedmpq.experiments.run import Progress, config_of, run
-from fedmpq.experiments.setting import Prepared, Setting, prepare
+from fedmpq.experiments.setting import Prepared, Setting, prepare, read_document
 
 
 def play(
@@ -103,6 +104,7 @@ def entry(cell: Cell, found: Mapping[str, Any], clients: int) -> dict[str, Any]:
         "accuracy": accuracies,
         "clients": clients,
         "rounds": len(accuracies),
+        "trainings": tables.trainings(found["rounds"]),
         **{key: found[key] for key in ("judged_on", "bytes_up", "bytes_down", "device_bytes", "least_device_bytes")},
         "layers": [layer["name"] for layer in found["layers"]],
         "layer_bits": plots.mean_bits(found["rounds"]).round(2).tolist() if found["layers"] else [],
@@ -136,12 +138,12 @@ def _known(
     """The finished result of a cell, None if there is none; ConfigError if it is of another configuration."""
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text())
+    found = read_document(path, "remove it, and its run is finished again from its folder")
     wanted = {
         **config_of(cell.strategy, prepared, keys, paper_literal=paper_literal).to_dict(),
         **{f"setting.{key}": value for key, value in cell.setting.to_dict().items()},
     }
-    old = {**found["config"], **{f"setting.{key}": value for key, value in found["setting"].items()}}
+    old = {**found.get("config", {}), **{f"setting.{key}": value for key, value in found.get("setting", {}).items()}}
     for key, value in wanted.items():
         if old.get(key) != value:
             raise ConfigError(
@@ -152,7 +154,4 @@ def _known(
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text)
-    temporary.replace(path)
+    container.write_atomic(path, text.encode())

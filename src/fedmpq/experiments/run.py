@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmpq.coordinator import source, strategies
+from fedmpq.coordinator import kinds, source, strategies
 from fedmpq.coordinator.attacks import Attack
 from fedmpq.coordinator.config import RunConfig
 from fedmpq.coordinator.float_rounds import FloatRun
 from fedmpq.coordinator.service import make_config
 from fedmpq.coordinator.simulate import Simulation
-from fedmpq.errors import UsageError
+from fedmpq.errors import ConfigError, UsageError
 from fedmpq.experiments.setting import Prepared, claim
 
 if TYPE_CHECKING:
@@ -30,15 +30,24 @@ def config_of(name: str, prepared: Prepared, settings: Mapping[str, Any], *, pap
     """The run's configuration: what the strategy sets, then the setting, then single keys.
 
     Raises:
-        ConfigError: unknown strategy or key, or a value out of range.
+        ConfigError: unknown strategy or key, a value out of range, or one that this setting cannot keep to.
     """
+    if "strategy" in settings:  # its keys would not come along
+        raise ConfigError(f"strategy = {settings['strategy']!r}", "the strategy is chosen by --strategy")
     setting = prepared.setting
     values: dict[str, Any] = {
         "run": name, "rounds": setting.rounds, "epochs": setting.epochs, "batch": setting.batch, "lr": setting.lr,
         "seed": setting.seed, "budgets": dict(prepared.caps), "min_devices": len(prepared.fleet),
         "eval_budgets": False, "deadline_s": _DEADLINE_S,
     }  # fmt: skip
-    return make_config(name, {**values, **settings}, paper_literal=paper_literal)
+    config = make_config(name, {**values, **settings}, paper_literal=paper_literal)
+    if name in strategies.FLOAT_STRATEGIES:
+        kinds.check_float(config, simulated=True)
+    if config.robust == "referee" and prepared.referee is None:
+        raise ConfigError('robust = "referee" needs images to judge with', "--referee COUNT keeps some for it")
+    if config.min_devices > len(prepared.fleet):
+        raise ConfigError(f"min_devices = {config.min_devices} exceeds the {len(prepared.fleet)} clients")
+    return config
 
 
 def run(
@@ -124,6 +133,7 @@ def _integer(
             referee=prepared.referee,
             cluster=cluster,
             progress=advance,
+            say=say,
         )
         try:
             facts = simulation.play(_reporter(config.strategy, say))

@@ -15,7 +15,8 @@ from fedmpq.coordinator.attacks import Attack
 from fedmpq.coordinator.samples import ArraySamples
 from fedmpq.data import Dataset, dirichlet, iid, load
 from fedmpq.data.report import Reporter, silent
-from fedmpq.errors import ConfigError, UsageError
+from fedmpq.edge_runtime import container
+from fedmpq.errors import ConfigError, StateError, UsageError
 
 #: The paper's budgets of ten clients (inferred), mean 4.0; the list is repeated for more clients.
 BUDGETS = (2.0, 2.0, 2.0, 2.0, 4.0, 4.0, 4.0, 6.0, 6.0, 8.0)
@@ -147,10 +148,11 @@ def claim(folder: Path, setting: Setting) -> None:
 
     Raises:
         ConfigError: the folder holds a run of another setting; names the key.
+        StateError: its note of the setting is damaged.
     """
     path = folder / _FILE
     if path.is_file():
-        old = json.loads(path.read_text())
+        old = read_document(path, "remove it and start with the same options, or choose another --out")
         for key, value in setting.to_dict().items():
             if old.get(key) != value:
                 raise ConfigError(
@@ -158,5 +160,15 @@ def claim(folder: Path, setting: Setting) -> None:
                     "start with the same setting or choose another --out",
                 )
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(setting.to_dict(), indent=1) + "\n")
+    container.write_atomic(path, (json.dumps(setting.to_dict(), indent=1) + "\n").encode())
+
+
+def read_document(path: Path, hint: str) -> dict[str, Any]:
+    """A JSON document that an earlier run has written; StateError with the hint if it is damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise StateError(f"{path} is damaged", hint)
+    return found

@@ -23,10 +23,7 @@ def markdown(title: str, command: str, results: Sequence[dict[str, Any]]) -> str
 def of_runs(result: dict[str, Any]) -> str:
     """The page of several strategies on one setting."""
     setting = result["setting"]
-    rows = [
-        {**run, "row": run["strategy"], "rounds": len(run["rounds"]), "clients": result["clients"]}
-        for run in result["runs"]
-    ]
+    rows = [{**run, "row": run["strategy"], "trainings": trainings(run["rounds"])} for run in result["runs"]]
     spread = "evenly" if setting["alpha"] is None else f"by Dirichlet(α = {setting['alpha']:g})"
     how = (
         f"Images dealt out {spread}, {setting['rounds']} rounds of {setting['epochs']} local epochs, batch "
@@ -70,15 +67,20 @@ def costs(results: Sequence[dict[str, Any]], rows: Sequence[str]) -> list[str]:
     ]
     for row in rows:
         found = next(result for result in results if result["row"] == row)
-        trainings = found["rounds"] * found["clients"]
+        count = max(1, found["trainings"])
         numbers = (
-            found["bytes_up"] // trainings,
-            found["bytes_down"] // trainings,
+            found["bytes_up"] // count,
+            found["bytes_down"] // count,
             found["least_device_bytes"],
             found["device_bytes"],
         )
         lines.append(f"| {row} | " + " | ".join(f"{number:,}" for number in numbers) + " |")
     return lines
+
+
+def trainings(rounds: Sequence[dict[str, Any]]) -> int:
+    """How often a client was given something to train: `per_round` asks only some of them."""
+    return sum(device.get("state") != "refused" for row in rounds for device in row["devices"])
 
 
 def _accuracy(found: Sequence[dict[str, Any]]) -> str:

@@ -66,7 +66,27 @@ def test_refusals_name_the_way_out(tmp_path: Path) -> None:
     assert "--scale goes with --preset" in refused(UsageError, "--scale", "full")
     assert "--rounds cannot be combined" in refused(UsageError, "--preset", "table1", "--rounds", "3")
     assert "matches no run of table1" in refused(UsageError, "--preset", "table1", "--only", "fedmax*")
+    for text, message in (
+        ("robust=referee", "needs images to judge with (--referee COUNT"),
+        ("strategy=aqfl", "strategy = 'aqfl' (the strategy is chosen by --strategy)"),
+        ("min_devices=4", "min_devices = 4 exceeds the 3 clients"),
+        ("policy=walkk", "policy = 'walkk' (one of"),
+        ("run=My Run", "run = 'My Run'"),
+    ):
+        assert message in refused(ConfigError, *SMALL, "--set", text, "--out", str(tmp_path / "refused"))
+    both = ["--strategy", "fedmpq", "--strategy", "fedavg", "--set", "per_round=2"]
+    assert "per_round = 2 is for integer runs" in refused(
+        ConfigError, *SMALL, *both, "--out", str(tmp_path / "refused")
+    )
+    assert not (tmp_path / "refused").exists()
     called(*SMALL, "--strategy", "aqfl", "--out", str(tmp_path))
     changed = [*SMALL, "--strategy", "aqfl", "--out", str(tmp_path)]
     assert "epochs = 1, not 2" in refused(ConfigError, *changed, "--epochs", "2")
     assert "test = 40, not 30" in refused(ConfigError, *changed, "--test", "30")
+
+
+def test_costs_are_those_of_the_clients_that_trained(tmp_path: Path) -> None:
+    result = called(*SMALL, "--set", "per_round=1", "--out", str(tmp_path))
+    (run,) = result["runs"]
+    assert len(run["rounds"][0]["devices"]) == 1
+    assert f"| fedmpq | {run['bytes_up']:,} | {run['bytes_down']:,} |" in (tmp_path / "table.md").read_text()

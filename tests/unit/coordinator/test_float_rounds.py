@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedmpq.coordinator import float_rounds
+from fedmpq.coordinator import float_rounds, kinds
 from fedmpq.coordinator.float_rounds import FloatRun, flatten
 from fedmpq.coordinator.service import make_config
-from fedmpq.errors import ConfigError
+from fedmpq.errors import ConfigError, StateError
 from fedmpq.models import zoo
 from tests.helpers.fleet import NET, PROGRAM, samples
 
@@ -54,6 +54,37 @@ def test_an_interrupted_run_goes_on_and_a_changed_one_is_refused(tmp_path: Path)
     assert np.array_equal(flatten(second.module), flatten(whole.module))
     with pytest.raises(ConfigError, match=r"lr = 0\.05, not 0\.1"):
         run(tmp_path / "parts", lr=0.1).play()
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    run(tmp_path, rounds=1).play()
+    path = tmp_path / "state.npz"
+    whole = path.read_bytes()
+    for data in (b"", b"nothing of the kind", whole[: len(whole) // 2], whole[:200] + b"x" + whole[201:]):
+        path.write_bytes(data)
+        with pytest.raises(StateError, match=r"state\.npz is damaged .*remove it"):
+            run(tmp_path, rounds=1).play()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("per_round", 1),
+        ("over_selection", 50),
+        ("robust", "median"),
+        ("late_rounds", 2),
+        ("server_momentum_q15", 16384),
+    ],
+)
+def test_keys_that_would_be_ignored_are_refused(key: str, value: object, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{key} = {value!r} is for integer runs"):
+        run(tmp_path, **{key: value})
+    config = make_config("fedavg", {key: value})
+    if key in {"per_round", "over_selection"}:  # a fleet in full precision is drawn from as any other
+        kinds.of(config).plan_bytes(b"", config)
+    else:
+        with pytest.raises(ConfigError, match=f"{key} = "):
+            kinds.of(config).plan_bytes(b"", config)
 
 
 def test_the_mean_is_weighted_by_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

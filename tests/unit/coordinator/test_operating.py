@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import signal
 import sqlite3
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from fedmpq.cli.coordinator import command
 from fedmpq.coordinator import control, status
 from fedmpq.coordinator.backup import backup
+from fedmpq.coordinator.blobs import BlobStore
 from fedmpq.coordinator.clock import SteadyClock
 from fedmpq.coordinator.journal import Journal
 from fedmpq.coordinator.machine import Outgoing
@@ -198,6 +200,66 @@ def test_verify_names_every_damage(tmp_path: Path) -> None:
     result = CliRunner().invoke(command, ["verify", "--dir", str(tmp_path)])
     assert isinstance(result.exception, StateError)
     assert "problem: " in result.output
+
+
+def test_verify_of_a_damaged_journal_lists_what_is_wrong(tmp_path: Path) -> None:
+    made = fleet(tmp_path)
+    made.tick()
+    answer(made)
+    made.tick()
+    made.run.close()
+    path = tmp_path / "journal.sqlite"
+    whole = path.read_bytes()
+    noise = random.Random(1)
+    problems: list[str] = []
+    for at in range(4096, len(whole), 4096):  # without the first page it is no database
+        path.write_bytes(whole[:at] + noise.randbytes(4096) + whole[at + 4096 :])
+        problems += verify(tmp_path)["problems"]
+        result = CliRunner().invoke(command, ["verify", "--dir", str(tmp_path)])
+        assert isinstance(result.exception, StateError), result.output
+    assert any("cannot be read" in problem for problem in problems)
+
+
+def test_reading_a_damaged_journal_names_the_file(tmp_path: Path) -> None:
+    made = fleet(tmp_path)
+    made.run.close()
+    database = sqlite3.connect(tmp_path / "journal.sqlite")
+    database.execute("UPDATE devices SET profile='{'")
+    for table in ("rounds", "meta"):
+        database.execute(f"ALTER TABLE {table} RENAME TO {table}_lost")
+    database.execute("ALTER TABLE devices RENAME COLUMN admission TO lost")
+    database.commit()
+    database.close()
+    journal = Journal(tmp_path, read_only=True)
+    for read in (
+        lambda: journal.rows("SELECT * FROM rounds"),
+        lambda: journal.row("SELECT profile FROM devices"),
+        lambda: journal.meta("config"),
+        journal.present,
+    ):
+        with pytest.raises(StateError, match=r"journal .*journal\.sqlite cannot be read: .*verify"):
+            read()
+    journal.close()
+
+
+def test_verify_beside_a_run_that_goes_on_finds_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = fleet(tmp_path)
+    made.tick()
+    made.send("a", made.train("a"))
+    real, moved = BlobStore.get, []
+
+    def get(self: BlobStore, sha256: str) -> bytes:
+        """The first look at a blob comes just before the round is committed and its updates are removed."""
+        if self.root == tmp_path / "blobs" and not moved and self is not made.run.blobs:
+            moved.append(sha256)
+            made.send("b", made.train("b"))
+            made.tick()
+            assert made.run.round_row()["round"] == 2  # type: ignore[index]
+        return real(self, sha256)
+
+    monkeypatch.setattr(BlobStore, "get", get)
+    assert verify(tmp_path)["problems"] == []
+    assert moved
 
 
 # --- what a data directory refuses ------------------------------------------------------------------------------------

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fedmpq.coordinator import rounds, strategies
+from fedmpq.coordinator import control, model_export, rounds, strategies
 from fedmpq.coordinator.config import RunConfig
-from fedmpq.coordinator.service import make_config, parse_setting, read_config, stored_run
+from fedmpq.coordinator.service import (
+    Service,
+    Where,
+    check_same_model,
+    make_config,
+    parse_setting,
+    read_config,
+    stored_run,
+)
 from fedmpq.coordinator.simulate import Simulation
 from fedmpq.coordinator.source import Source
-from fedmpq.errors import ConfigError, UsageError
+from fedmpq.errors import ConfigError, NetworkError, RoundError, StateError, UsageError
+from fedmpq.export.budget import average_bits
+from tests.helpers import programs
 from tests.helpers.fleet import LAYOUT, PROGRAM, config, first_model, samples
+from tests.helpers.origins import origin_of
 
 ORIGIN = Source(PROGRAM, LAYOUT, first_model, "tiny")
 CLIENTS = {name: samples(40, number) for number, name in enumerate(["a", "b", "c"])}
@@ -50,7 +62,7 @@ def test_budgets_are_those_of_the_configuration(tmp_path: Path) -> None:
             "abc", True
         )
         for device in row["devices"]:
-            assert LAYOUT.average_bits(device["bits"]) <= BUDGETS[device["device"]]
+            assert average_bits(device["bits"], LAYOUT.thetas) <= BUDGETS[device["device"]]
 
 
 def test_an_interrupted_simulation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +105,64 @@ def test_a_resumed_run_with_another_configuration_names_the_key(tmp_path: Path) 
     assert stored_run(tmp_path / "none") is None
 
 
+def test_a_referee_without_images_is_refused_before_the_run_is_journalled(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs images to judge with"):
+        Service(tmp_path / "run", config(robust="referee"), ORIGIN, None, Where())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_with_its_own_model_only(tmp_path: Path) -> None:
+    made, directory = config(), tmp_path / "run"
+    with pytest.raises(NetworkError):  # after the run was journalled
+        Service(directory, made, ORIGIN, None, Where(broker="mqtt://127.0.0.1:1", insecure=True))
+    stored = stored_run(directory)
+    assert stored is not None
+    known = stored[1]
+    assert known.name == "tiny"
+    check_same_model(directory, made, known, "tiny")
+    for name in ("resnet20", "absent.fmpq"):
+        with pytest.raises(StateError, match=f"holds a run of model tiny, not {name}"):
+            check_same_model(directory, made, known, name)
+    same, other = tmp_path / "same.fmpq", tmp_path / "other.fmpq"
+    for path, source in ((same, ORIGIN), (other, origin_of(programs.resnet(size=(8, 8, 1), width=8), "other"))):
+        journal = tmp_path / path.stem
+        run = Simulation(journal, made, source, {}, None).run
+        model_export.export(run.journal, journal, 4, 0, path)
+        run.close()
+    check_same_model(directory, made, known, str(same))
+    with pytest.raises(StateError, match=rf"program {LAYOUT.program[:12]}, not \w+ of .*other\.fmpq"):
+        check_same_model(directory, made, known, str(other))
+    # The journal of an older build has no name: only a file can be compared.
+    check_same_model(directory, made, replace(known, name="journal"), "resnet20")
+
+
+def test_a_simulation_that_cannot_move_says_so(tmp_path: Path) -> None:
+    made = simulation(tmp_path / "few", min_devices=4)
+    with pytest.raises(RoundError, match="stands still, waiting for devices: 3 of at least 4"):
+        made.play()
+    made.close()
+    made = simulation(tmp_path / "cancelled")
+    (tmp_path / "cancelled" / "request").write_text("cancel")
+    with pytest.raises(RoundError, match=r"cancelled .*resume"):
+        made.play()
+    made.close()
+    assert control.ask(tmp_path / "cancelled", "resume", 0.0) == "running"
+    assert result(simulation(tmp_path / "cancelled")) == result(simulation(tmp_path / "plain"))
+
+
+def test_a_paused_simulation_waits_and_goes_on(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        (tmp_path / "run" / "request").write_text("resume")
+
+    made = Simulation(tmp_path / "run", config(budgets=BUDGETS), ORIGIN, CLIENTS, samples(50, 9), workers=1, say=say)
+    (tmp_path / "run" / "request").write_text("pause")
+    assert result(made) == result(simulation(tmp_path / "plain"))
+    assert said == ["waiting for the operator: the run is paused (`fedmpq coordinator resume`)"]
+
+
 @pytest.mark.parametrize("name", sorted(strategies.STRATEGIES))
 def test_every_strategy_makes_a_configuration(name: str) -> None:
     made = make_config(name, {"rounds": 3})
@@ -114,6 +184,8 @@ def test_every_strategy_makes_a_configuration(name: str) -> None:
         ({"budgets": {"a": 9}}, "a has 9 bits"),
         ({"budgets": [1]}, "must map device names"),
         ({"rounds": True}, "rounds = True.* wrong type"),
+        ({"policy": "walkk"}, r"policy = 'walkk' \(one of literal, .*walk"),
+        ({"run": "My Run"}, r"run = 'My Run' \(lower-case letters"),
     ],
 )
 def test_bad_configurations_name_the_key(values: dict[str, object], message: str) -> None:
@@ -124,6 +196,8 @@ def test_bad_configurations_name_the_key(values: dict[str, object], message: str
 def test_unknown_strategy_lists_the_names() -> None:
     with pytest.raises(ConfigError, match="unknown strategy 'fedmax'"):
         make_config("fedmax", {})
+    with pytest.raises(ConfigError, match=r"strategy = \['fedmpq'\].* wrong type"):
+        make_config(["fedmpq"], {})  # type: ignore[arg-type]
 
 
 def test_configuration_files_name_file_and_place(tmp_path: Path) -> None:
@@ -135,6 +209,9 @@ def test_configuration_files_name_file_and_place(tmp_path: Path) -> None:
         read_config(path)
     path.write_text("round = 1\n")
     with pytest.raises(ConfigError, match=r"run\.toml: unknown key 'round'"):
+        read_config(path)
+    path.write_text("strategy = ['fedmpq']\n")
+    with pytest.raises(ConfigError, match=r"run\.toml: strategy = \['fedmpq'\].* wrong type"):
         read_config(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_config(tmp_path / "none.toml")

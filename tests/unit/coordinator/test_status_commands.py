@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedmpq.cli import _main
+from fedmpq.coordinator.journal import Journal
 from fedmpq.edge_runtime import artifact
 from tests.helpers.fleet import Fleet, config, limits, plan_bytes
 
@@ -97,6 +98,8 @@ def test_a_damaged_journal_is_one_clear_line(capsys: pytest.CaptureFixture[str],
         (("resnet8", "--set", "speed=1"), 3, "unknown key 'speed'"),
         (("resnet8", "--strategy", "best"), 3, "unknown strategy 'best'"),
         (("resnet8", "--config", "none.toml"), 3, "none.toml cannot be read"),
+        (("resnet8", "--set", "policy=walkk"), 3, "policy = 'walkk'"),
+        (("resnet8", "--set", 'strategy=["aqfl"]'), 3, "strategy = ['aqfl']"),
     ],
 )
 def test_serve_refuses_what_it_cannot_use(
@@ -106,6 +109,16 @@ def test_serve_refuses_what_it_cannot_use(
     assert (found, out) == (code, "")
     assert message in err
     assert not (tmp_path / "run").exists()
+
+
+def test_serve_goes_on_with_no_other_model(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Journal(finished)
+    with journal.transaction():
+        journal.set_meta("model_name", "resnet8")
+    journal.close()
+    code, _, err = fedmpq(capsys, "coordinator", "serve", "resnet20", "--dir", str(finished))
+    assert code == 10
+    assert "holds a run of model resnet8, not resnet20" in err
 
 
 def test_simulate_prints_one_document(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import socket
+import sqlite3
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -119,6 +121,25 @@ def test_json_and_pages_that_are_not_there(web: WebServer, run: Path) -> None:
             get(web, path)
     with pytest.raises(urllib.error.HTTPError, match="501"):
         urllib.request.urlopen(urllib.request.Request(web.url, b"x", method="POST"))
+
+
+def test_what_cannot_be_answered_is_one_line(web: WebServer, tmp_path: Path) -> None:
+    host, port = web.url.removeprefix("http://").rstrip("/").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as link:
+        link.sendall(b"GET http://[ HTTP/1.0\r\n\r\n")
+        assert link.recv(100).startswith(b"HTTP/1.0 400 ")
+    made = Fleet(tmp_path, config(), limits(a=2))
+    made.run.close()
+    database = sqlite3.connect(tmp_path / "journal.sqlite")
+    database.execute("ALTER TABLE meta RENAME TO lost")
+    database.close()
+    server = WebServer(tmp_path, "0")
+    try:
+        with pytest.raises(urllib.error.HTTPError, match="503") as caught:
+            get(server, "api/status")
+        assert "cannot be read" in caught.value.read().decode()
+    finally:
+        server.close()
 
 
 def test_addresses(run: Path, web: WebServer) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from fedmpq.errors import ConfigError, DataError
+from fedmpq.errors import ConfigError, DataError, StateError
 from fedmpq.experiments import plots
 from fedmpq.experiments import run as runner
 from fedmpq.experiments.play import play
 from fedmpq.experiments.presets import Cell
-from fedmpq.experiments.setting import Setting, prepare
+from fedmpq.experiments.setting import Setting, claim, prepare
 
 SETTING = Setting(data="digits", clients=3, alpha=None, budgets=(2, 4, 8), rounds=2, train=96, test=60, batch=16)
 CELLS = [
@@ -96,6 +96,30 @@ def test_an_interrupted_run_of_another_setting_is_refused(tmp_path: Path) -> Non
         runner.run("aqfl", other, tmp_path, workers=1, progress=quiet)
     with pytest.raises(ConfigError, match="holds a run with lr"):
         runner.run("aqfl", prepared, tmp_path, settings={"lr": 0.01}, workers=1, progress=quiet)
+
+
+def test_a_document_that_was_cut_off_is_named(
+    done: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, result = done
+    claim(tmp_path, SETTING)
+    claim(tmp_path, SETTING)
+    assert [path.name for path in tmp_path.iterdir()] == ["setting.json"]
+    for text in ("", '{"data": "dig', "[]"):
+        (tmp_path / "setting.json").write_text(text)
+        with pytest.raises(StateError, match=r"setting\.json is damaged .*--out"):
+            claim(tmp_path, SETTING)
+    path = out / f"{CELLS[0].name}.json"
+    whole = path.read_text()
+    path.write_text(whole[:100])
+    with pytest.raises(StateError, match=r"\.json is damaged .*remove it"):
+        played(out)
+    path.write_text(whole)
+    # A write that is cut off leaves the old document.
+    monkeypatch.setattr("os.fsync", lambda handle: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        played(out)
+    assert json.loads((out / "result.json").read_text()) == result
 
 
 def test_paper_literal_changes_what_the_server_does() -> None:

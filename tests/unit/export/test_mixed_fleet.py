@@ -20,6 +20,7 @@ from fedmpq.edge_runtime.profile import Limits, trials_in_process
 from fedmpq.edge_runtime.store import Store
 from fedmpq.errors import CoreError, FormatError
 from fedmpq.export import build
+from fedmpq.export.budget import average_bits
 from fedmpq.export.executorch import lowering
 from fedmpq.export.executorch.engine import ExecutorchCore
 from fedmpq.export.onnx_step.engine import OnnxCore
@@ -87,7 +88,7 @@ def test_a_mixed_round_equals_the_simulated_one(tmp_path: Path) -> None:
     accepted = run.journal.rows("SELECT round, device FROM verdicts WHERE of='update' AND verdict='accepted'")
     assert {(row["round"], row["device"]) for row in accepted} == {(r, name) for r in (1, 2) for name in BUDGETS}
     for row in run.journal.rows("SELECT device, bits FROM assignments WHERE round=1"):
-        assert LAYOUT.average_bits(row["bits"]) <= BUDGETS[row["device"]]
+        assert average_bits(row["bits"], LAYOUT.thetas) <= BUDGETS[row["device"]]
     assert run.journal.meta("model") == simulated(tmp_path / "simulated", made)
 
 
