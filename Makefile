@@ -26,8 +26,8 @@ help:  ## this list
 setup: $(VENV)/.installed core  ## fill .venv with everything (rerun at will: it does only what changed)
 
 $(VENV)/.created:
-	@$(PYTHON) -c 'import sys; v=sys.version_info[:2]; sys.exit(None if v >= (3, 11) else \
-	  f"fedmpq needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}: pass PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -c 'import sys; v=sys.version_info[:2]; sys.exit(None if v in [(3, 11), (3, 12)] else \
+	  f"fedmpq needs Python 3.11 or 3.12, $(PYTHON) is {v[0]}.{v[1]}: pass PYTHON=/path/to/python3.11")'
 	@command -v $${CC:-cc} >/dev/null || { echo "fedmpq needs a C compiler: run make system" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "could not make $(VENV): run make system" >&2; exit 1; }
 	@touch $@

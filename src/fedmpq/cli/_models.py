@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,9 +50,12 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(float(part) for part in str(value).split(","))
+            numbers = tuple(float(part) for part in str(value).split(","))
         except ValueError:
+            numbers = ()
+        if not numbers or not all(map(math.isfinite, numbers)):
             self.fail(f"{value!r} is no list of numbers; write 125,123,114", param, ctx)
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,30 @@ def take_plan(arguments: dict[str, Any]) -> PlanOptions:
     return PlanOptions(**{**taken, "act_bits": int(taken["act_bits"]) if taken["act_bits"] else None})
 
 
+def given_options(*kinds: type[ModelOptions | PlanOptions], also: Sequence[str] = ()) -> list[str]:
+    """Those options of the running command that its command line or the environment gives, as they are written.
+
+    Args:
+        kinds: the groups of options that are asked about.
+        also: further ones, by parameter name.
+    """
+    asked = {*also, *(name for kind in kinds for name in kind.__dataclass_fields__)}
+    context = click.get_current_context()
+    defaults = {click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP, None}
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in asked and context.get_parameter_source(parameter.name) not in defaults
+    ]
+
+
+def refuse(options: Sequence[str], reason: str) -> None:
+    """UsageError if there are such options: what would change nothing is not taken in silence."""
+    if options:
+        hint = "leave it out" if len(options) == 1 else "leave them out"
+        raise UsageError(f"{reason}: {', '.join(options)} cannot apply", hint)
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A module that is about to be compiled, with what its options say about its images.
@@ -172,6 +200,7 @@ class LoadedModel:
             mean=self.mean,
             std=self.options.std,
             crop_pad=self.crop_pad,
+            classes=self.classes if self.options.classes or self.options.data else None,
             name=self.name,
         )
 
@@ -193,6 +222,10 @@ def load_model(name: str, options: ModelOptions) -> LoadedModel:
     from fedmpq.export import resolve
 
     shape, classes, mean = options.input, options.classes, options.mean
+    if mean is not None and max(mean) <= 1 and any(0 < value < 1 for value in mean):
+        given = ",".join(f"{value:g}" for value in mean)
+        pixels = ",".join(str(round(255 * value)) for value in mean)
+        raise UsageError(f"--mean {given} is in shares of 1 but is taken in pixels of 0…255", f"write --mean {pixels}")
     if options.data is not None:
         from fedmpq.cli._common import progress
         from fedmpq.data import load

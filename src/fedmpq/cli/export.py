@@ -12,13 +12,16 @@ from fedmpq.cli._deploy import deploy, inference_option, print_forms
 from fedmpq.cli._models import (
     MODEL_HELP,
     ModelOptions,
+    PlanOptions,
     choose_plan,
     compile_model,
+    given_options,
     is_artifact,
     load_model,
     model_options,
     notice_unfit,
     plan_options,
+    refuse,
     take_model,
     take_plan,
 )
@@ -64,15 +67,20 @@ def command(
     from fedmpq.export.build import build_artifact
 
     model_choice, plan_choice = take_model(options), take_plan(options)
+    given = given_options(ModelOptions, PlanOptions, also=["scale"])
     if inference:
+        others = [*given_options(also=["target"]), *(option for option in given if option != "--data")]
+        refuse(others, "--inference writes a trained artifact as it is")
         emit(_inference(model, inference, model_choice.data, out), as_json, print_forms)
         return
     if target == "ort-training" and not is_artifact(model):
+        refuse(given_options(PlanOptions, also=["scale"]), "--target ort-training has full precision and no plan")
         emit(_ort_training(model, model_choice, out), as_json, _print_bundle)
         return
     if is_artifact(model):
         if target != "executorch":
             raise UsageError(f"{model} is an artifact already", f"MODEL is {MODEL_HELP}")
+        refuse([option for option in given if option != "--memory"], f"{model} is an artifact and keeps its plan")
         emit(_of_artifact(Path(model), out, plan_choice.memory), as_json, _print)
         return
     compiled = compile_model(model, model_choice)

@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from fedmpq.cli._common import emit, example, human_bytes, json_option, print_table
-from fedmpq.cli._models import ModelOptions, model_options, take_model
-from fedmpq.errors import UsageError
+from fedmpq.cli._models import ModelOptions, given_options, model_options, refuse, take_model
 
 KINDS = {2: "max pool", 3: "average pool", 4: "global pool", 5: "classifier", 6: "concat"}
 SKIPS = {0: "", 1: "identity", 2: "option A", 3: "concat"}
@@ -29,8 +28,7 @@ def command(model: str, as_json: bool, **options: Any) -> None:
         from fedmpq.edge_runtime import artifact
         from fedmpq.export.executorch import pte
 
-        if any(value is not None for key, value in options.items() if key != "seed"):
-            raise UsageError(f"{model} is a file: --input and the other options are for models")
+        refuse(given_options(ModelOptions), f"{model} is a file, not a model")
         held = pte.open_any(Path(model)) if Path(model).is_file() else artifact.read(model)
         emit(_facts(model, Path(model).stat().st_size, held), as_json, _print)
         return
@@ -72,10 +70,9 @@ def _inspect_model(name: str, options: ModelOptions, as_json: bool) -> None:
 def _facts(name: str, size: int, held: Any) -> dict[str, Any]:
     """All that is shown of an artifact."""
     from fedmpq.edge_runtime import core
-    from fedmpq.export.build import plan_of
 
     program = core.Program(held.program)
-    plan = plan_of(held)
+    plan = core.Plan(**{**held.plan, "bits": tuple(held.plan["bits"])})  # as build.plan_of, which needs torch
     memory = core.plan_memory(program, plan)
     layers = [_layer(program, index, held) for index in range(len(program.records))]
     weights = sum(layer["weights"] for layer in layers)

@@ -9,12 +9,15 @@ import click
 
 from fedmpq.cli._common import emit, example, json_option, note, print_table
 from fedmpq.cli._models import (
+    ModelOptions,
     choose_plan,
     compile_model,
+    given_options,
     is_artifact,
     model_options,
     notice_unfit,
     plan_options,
+    refuse,
     take_model,
     take_plan,
 )
@@ -46,6 +49,7 @@ def command(model: str, buffers: bool, plot: Path | None, as_json: bool, **optio
 
     model_choice, plan_choice = take_model(options), take_plan(options)
     if is_artifact(model):
+        refuse(given_options(ModelOptions), f"{model} is a file, not a model")
         held = artifact.read(model)
         program, base = core.Program(held.program), build.plan_of(held)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,7 +36,8 @@ from fedmpq.cli._common import emit, example, json_option, note, progress
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Fixes every random choice.")
 @click.option("--engine", type=click.Choice(["core", "onnx", "executorch"]), help="The C core, the ONNX graph of the "
               "step in onnxruntime (slower) or the delegate in ExecuTorch; same bits.  [default: by FILE]")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), help="Trained artifact.  [default: FILE with .trained]")
+@click.option("--out", type=click.Path(path_type=Path), help="Trained artifact, or a folder for it.  [default: FILE "
+              "with .trained]")  # fmt: skip
 @json_option
 def command(file: Path, data: str, out: Path | None, as_json: bool, **options: Any) -> None:
     """Train an artifact on this machine, without a network.
@@ -51,6 +53,7 @@ def command(file: Path, data: str, out: Path | None, as_json: bool, **options: A
 
     options["engine"] = options["engine"] or ("executorch" if pte.is_pte(file) else "core")
     held = pte.open_any(file)
+    target = _target(file, out)
     program = core.Program(held.program)
     plan = _plan(build.plan_of(held), options)
     images = load(data, validation=options["validation"], seed=options["seed"], report=progress)
@@ -77,7 +80,6 @@ def command(file: Path, data: str, out: Path | None, as_json: bool, **options: A
         "state": session.state_hash(),
         "recipe": asdict(recipe),
     }
-    target = out or file.with_suffix(".trained" + file.suffix)
     manifest = {key: value for key, value in held.manifest.items() if key != "sha256"}
     written = _write(target, build.with_states(held.program, plan, states, {**manifest, "trained": trained}))
     result = {
@@ -126,6 +128,33 @@ def _pte(file: Path, held: Any) -> bytes:
 
     note(f"lowering {file} for ExecuTorch")
     return lowering.build(held)
+
+
+def _target(file: Path, out: Path | None) -> Path:
+    """Where the trained artifact goes: FILE with .trained, inside --out if that is a folder, or --out itself.
+
+    What cannot be written is refused here, before the training that would be lost.
+    """
+    from fedmpq.errors import UsageError
+    from fedmpq.export.executorch import pte
+
+    default = file.with_suffix(".trained" + file.suffix)
+    target = default if out is None else out / default.name if out.is_dir() else out
+    if target.is_dir():
+        raise UsageError(
+            f"the trained artifact cannot be written to {target}, which is a folder", "name a file by --out"
+        )
+    if target.suffix == pte.SUFFIX:
+        from fedmpq.export.executorch import lowering  # noqa: F401 -- says now if executorch is not installed
+    parent = target.parent
+    while not parent.exists() and parent != parent.parent:  # missing folders are made with the file
+        parent = parent.parent
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # tried, because permissions alone do not tell (root, read-only disks)
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write {target}: {parent}: {error.strerror}", "name another file by --out") from None
+    return target
 
 
 def _write(target: Path, trained: Any) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from fedmpq.data.dataset import Dataset, Split, stratified_choice
 from fedmpq.data.images import Entry, decode, is_image
 from fedmpq.data.report import Reporter
-from fedmpq.data.tree import Tree
+from fedmpq.data.tree import Tree, printable
 from fedmpq.errors import DataError
 
 _TINY_ANNOTATIONS = "val/val_annotations.txt"
@@ -56,7 +56,7 @@ def read_folders(tree: Tree, name: str, size: tuple[int, int] | None, report: Re
         )
     if not (colour or test_colour or held_colour):
         train, test, held = (Split(part.images[..., :1].copy(), part.labels) for part in (train, test, held))
-    return Dataset.build(name, layout.classes, train, test, held)
+    return Dataset.build(name, [printable(each) for each in layout.classes], train, test, held)
 
 
 def _entries(tree: Tree, prefix: str) -> dict[str, list[str]]:

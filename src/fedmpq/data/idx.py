@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmpq.data.dataset import Dataset, Split
-from fedmpq.data.tree import Tree
+from fedmpq.data.tree import MAX_FILE_BYTES, Tree
 from fedmpq.errors import DataError
 
 FILES = {
@@ -53,9 +54,11 @@ def _array(tree: Tree, name: str, dimensions: int) -> NDArray[np.uint8]:
     content = tree.read(file)
     if file.endswith(".gz"):
         try:
-            content = gzip.decompress(content)
+            content = _unpack(content)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{file} in {tree.path} is damaged: {error}") from None
+        if len(content) > MAX_FILE_BYTES:
+            raise DataError(f"{file} in {tree.path} unpacks to more than {MAX_FILE_BYTES} bytes")
     header = 4 + 4 * dimensions
     if len(content) < header or content[:4] != bytes((0, 0, 8, dimensions)):
         raise DataError(f"{file} in {tree.path} is not an idx file of {dimensions} dimensions of bytes")
@@ -64,3 +67,13 @@ def _array(tree: Tree, name: str, dimensions: int) -> NDArray[np.uint8]:
     if len(content) != need:
         raise DataError(f"{file} in {tree.path} has {len(content)} bytes where {shape} needs {need}")
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
+
+
+def _unpack(content: bytes) -> bytes:
+    """The content of a gzip file, but little more than `MAX_FILE_BYTES`: a small file can unpack to any size."""
+    pieces, size = [], 0
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        while size <= MAX_FILE_BYTES and (piece := file.read(1 << 20)):
+            pieces.append(piece)
+            size += len(piece)
+    return b"".join(pieces)

@@ -16,7 +16,7 @@ from fedmpq.data.download import REMOTES, download
 from fedmpq.data.idx import is_idx, read_idx
 from fedmpq.data.keywords import read_keywords
 from fedmpq.data.report import Reporter, silent
-from fedmpq.data.tree import Tree, open_tree
+from fedmpq.data.tree import Tree, open_tree, printable
 from fedmpq.errors import DataError
 
 #: What a named data set may be called on disk, in the order of preference.
@@ -76,7 +76,7 @@ def locate(source: str | os.PathLike[str], report: Reporter = silent) -> tuple[P
             known = ", ".join(NAMES)
             raise DataError(f"no data set called {text} and no such path", f"known names: {known}")
         stem = re.sub(r"(\.tar)?\.(zip|tgz|gz|xz|bz2|tar)$", "", path.resolve().name)
-        return path, stem or "data"
+        return path, printable(stem) or "data"
     found = find_named(text)
     if found is not None:
         return found, text

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import tarfile
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -14,6 +16,11 @@ from fedmpq.errors import DataError
 
 #: A single file of an image data set larger than this is taken for a mistake or an attack.
 MAX_FILE_BYTES = 1 << 30
+#: What the standard library raises for archives that are damaged or meant to harm.
+_UNREADABLE = (
+    OSError, EOFError, LookupError, ValueError, OverflowError, RuntimeError, MemoryError,
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 _SPLIT_NAMES = {"train", "test", "val", "valid", "validation"}
 
 
@@ -39,7 +46,7 @@ class Tree(ABC):
         """
         try:
             return self._read(self._prefix + name)
-        except (OSError, KeyError, EOFError, zipfile.BadZipFile, tarfile.TarError, ValueError, RuntimeError) as error:
+        except _UNREADABLE as error:
             raise DataError(f"cannot read {name} in {self.path}: {error}") from None
 
     @abstractmethod
@@ -47,7 +54,11 @@ class Tree(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash that changes when the files do, from sizes and times, not from contents."""
+        """A hash that changes when the files do, from sizes and times, not from contents.
+
+        Raises:
+            DataError: a file that is listed is not there, for example a link to nothing.
+        """
 
 
 class FolderTree(Tree):
@@ -63,8 +74,11 @@ class FolderTree(Tree):
         """Hash of every file's name, size and modification time."""
         digest = hashlib.sha256(os.fsencode(self.path.resolve()))
         for name in self.names:
-            info = (self.path / (self._prefix + name)).stat()
-            digest.update(f"{name}\0{info.st_size}\0{info.st_mtime_ns}\n".encode())
+            try:
+                info = (self.path / (self._prefix + name)).stat()
+            except OSError as error:
+                raise DataError(f"cannot read {name} in {self.path}: {error.strerror}") from None
+            digest.update(os.fsencode(name) + f"\0{info.st_size}\0{info.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
 
@@ -74,14 +88,16 @@ class ZipTree(Tree):
     def __init__(self, path: Path) -> None:
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
+            names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
+        except _UNREADABLE as error:
             raise DataError(f"{path} is not a readable zip archive: {error}") from None
-        super().__init__(path, (info.filename for info in self._zip.infolist() if not info.is_dir()))
+        super().__init__(path, names)
 
     def _read(self, full_name: str) -> bytes:
         if (size := self._zip.getinfo(full_name).file_size) > MAX_FILE_BYTES:
             raise ValueError(f"it claims {size} bytes")
-        return self._zip.read(full_name)
+        with self._zip.open(full_name) as file:
+            return file.read(size)  # not all there is: packed data may unpack to far more than the archive claims
 
     def fingerprint(self) -> str:
         """Hash of the archive's path, size and modification time."""
@@ -94,11 +110,22 @@ class TarTree(Tree):
     def __init__(self, path: Path) -> None:
         try:
             self._tar = tarfile.open(path)  # noqa: SIM115 -- lives as long as the tree
-            members = [member for member in self._tar.getmembers() if member.isfile()]
-        except (tarfile.TarError, OSError, EOFError) as error:
+            members = self._tar.getmembers()
+            following = self._after(self._tar.offset)
+        except _UNREADABLE as error:
             raise DataError(f"{path} is not a readable tar archive: {error}") from None
-        self._members = {str(PurePosixPath(member.name)): member for member in members}
+        # tarfile takes a header that it cannot read for the end of the archive, but the end is two blocks of zeros.
+        if following.strip(b"\0"):
+            last = f"member {members[-1].name}" if members else "its start"
+            raise DataError(f"{path} is damaged after {last}")
+        self._members = {str(PurePosixPath(member.name)): member for member in members if member.isfile()}
         super().__init__(path, self._members)
+
+    def _after(self, offset: int) -> bytes:
+        """The two blocks at an offset, or what there is of them."""
+        assert self._tar.fileobj is not None
+        self._tar.fileobj.seek(offset)
+        return self._tar.fileobj.read(2 * tarfile.BLOCKSIZE)
 
     def _read(self, full_name: str) -> bytes:
         member = self._members[full_name]
@@ -129,6 +156,11 @@ def open_tree(path: Path) -> Tree:
     if path.suffix in {".tar", ".tgz", ".gz", ".xz", ".bz2"}:
         return TarTree(path)
     raise DataError(f"{path} is neither a folder nor a zip or tar archive")
+
+
+def printable(name: str) -> str:
+    """A file name as it can be printed and stored: bytes that are not UTF-8 become question marks in diamonds."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _walk(folder: Path) -> Iterable[str]:

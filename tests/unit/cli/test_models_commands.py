@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,9 @@ class Bad(nn.Module):
         (["export", "resnet8", "--data", "digits", "--classes", "5"], 2, "fewer than the 10"),
         (["export", "resnet8", "--bits", "9"], 2, "bits"),
         (["export", "resnet8", "--mean", "300"], 6, "0…255"),
+        (["export", "resnet8", "--mean", "nan"], 2, "is no list of numbers"),
+        (["export", "resnet8", "--std", "inf"], 2, "is no list of numbers"),
+        (["export", "resnet8", "--mean", "0.49,0.48,0.44"], 2, "pixels of 0…255 (write --mean 125,122,112)"),
         (["export", "resnet8", "--micro-batch", "128"], 2, "exceeds the batch of 64"),
         (["inspect", "nothing.fmpq"], 5, "there is no file nothing.fmpq"),
         (["plan", "nothing.fmpq"], 5, "there is no file nothing.fmpq"),
@@ -198,9 +202,21 @@ class Bad(nn.Module):
         (["train", "digits.fmpq", "--data", "digits", "--epochs", "0"], 2, "epochs"),
         (["plan", "digits.fmpq", "--memory", "1KiB"], 7, "bytes, 1024 are allowed"),
         (["export", "digits.fmpq"], 2, "is an artifact already"),
+        (["export", "digits.fmpq", "--target", "executorch", "--bits", "2"], 2, "keeps its plan: --bits cannot apply"),
+        (["export", "digits.fmpq", "--target", "executorch", "--seed", "0", "--no-crop"], 2, "--seed, --crop cannot"),
+        (["export", "digits.fmpq", "--target", "executorch", "--scale", "max"], 2, "--scale cannot apply"),
+        (["export", "digits.fmpq", "--inference", "onnx", "--data", "digits", "--target", "c"], 2, "is: --target"),
+        (["export", "digits.fmpq", "--inference", "onnx", "--memory", "1MiB"], 2, "as it is: --memory cannot apply"),
+        (["export", "resnet8", "--target", "ort-training", "--bits", "2"], 2, "no plan: --bits cannot apply"),
+        (["plan", "digits.fmpq", "--input", "3x32x32", "--data", "digits"], 2, "not a model: --input, --data cannot"),
+        (["inspect", "digits.fmpq", "--seed", "1"], 2, "not a model: --seed cannot apply"),
+        (["train", "digits.fmpq", "--data", "digits", "--epochs", "1", "--out", "net.py/x.fmpq"], 2,
+         "cannot write net.py/x.fmpq: net.py: Not a directory"),
+        (["train", "digits.fmpq", "--data", "digits", "--epochs", "1", "--out", "/proc/self/new/x.fmpq"], 2,
+         "cannot write /proc/self/new/x.fmpq: /proc/self: "),
         (["export", "net.py:Bad"], 6, "2 unsupported operations:\n  - aten.tanh at net.py:12"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_gets_a_line_and_a_code(
     digits: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -218,6 +234,25 @@ def test_bad_input_gets_a_line_and_a_code(
     assert "Traceback" not in err
     assert digits.read_bytes() == before
     assert sorted(p.name for p in digits.parent.iterdir() if p.is_file()) == ["digits.fmpq", "net.py"]
+
+
+def test_where_the_training_goes_is_known_before_it(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["train", str(digits), "--data", "digits", "--epochs", "1", "--train-limit", "64"]
+    (folder := tmp_path / "kept").mkdir()
+    assert result(capsys, *arguments, "--out", str(folder))["file"] == str(folder / "digits.trained.fmpq")
+    made = result(capsys, *arguments, "--out", str(tmp_path / "new" / "deep" / "x.fmpq"))  # folders are made
+    assert Path(made["file"]).read_bytes() == (folder / "digits.trained.fmpq").read_bytes()
+    monkeypatch.setattr("fedmpq.local.train", lambda *_: pytest.fail("trained what cannot be written"))
+    (tmp_path / "digits.trained.fmpq").mkdir()
+    code, err = failure(capsys, *arguments)
+    assert code == 2
+    assert "digits.trained.fmpq, which is a folder (name a file by --out)" in err
+    monkeypatch.delattr("fedmpq.export.executorch.lowering", raising=False)
+    monkeypatch.setitem(sys.modules, "fedmpq.export.executorch.lowering", None)  # as if executorch were not installed
+    with pytest.raises(ModuleNotFoundError, match="lowering"):
+        run([*arguments, "--out", str(tmp_path / "x.pte")])
 
 
 def test_a_corrupt_artifact_is_named(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:

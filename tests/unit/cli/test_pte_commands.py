@@ -42,6 +42,17 @@ def test_a_pte_shows_what_its_artifact_shows(files: tuple[Path, Path], capsys: p
     assert program == model
 
 
+def test_it_is_shown_without_torch_and_executorch(files: tuple[Path, Path]) -> None:
+    program = (
+        "import sys; sys.modules.update(torch=None, executorch=None)\n"
+        "from fedmpq.cli._main import run\n"
+        f"sys.exit(run(['inspect', {str(files[1])!r}, '--json']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["average_bits"] == 3
+
+
 def test_training_it_gives_the_artifacts_bits_and_a_pte(
     files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import os
+import tarfile
+import zipfile
+
 import numpy as np
 import pytest
 
+from fedmpq.cli._main import run
 from fedmpq.data import load
 from fedmpq.errors import DataError
 
@@ -167,3 +174,112 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "data.csv").write_text("1,2")
     with pytest.raises(DataError, match="neither a folder nor a zip or tar archive"):
         load(tmp_path / "data.csv")
+
+
+def write_tar(files, path, **options):
+    with tarfile.open(path, "w" + options.pop("packing", ""), **options) as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def refused(path, capsys, *problems):
+    """The command line names the file in one line and exits with the code of data sets."""
+    assert run(["data", "info", str(path)]) == 4
+    err = capsys.readouterr().err
+    assert str(path) in err
+    for problem in problems:
+        assert problem in err
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_packed_data_in_a_zip_is_named(image_files, tmp_path, packing, capsys):
+    path = tmp_path / "packed.zip"
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        for name, content in image_files().items():
+            archive.writestr(name, content + bytes(2000))
+    content = bytearray(path.read_bytes())
+    first = 30 + len("train/cat/000.png")  # behind the header of the first member
+    content[first + 9 : first + 60] = b"\xff" * 51
+    path.write_bytes(content)
+    refused(path, capsys, "cannot read train/cat/000.png")
+
+
+def test_a_member_that_unpacks_to_more_than_it_claims_is_cut_off(image_files, tmp_path, monkeypatch):
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in image_files().items():
+            archive.writestr(name, content)
+        archive.writestr("train/cat/bomb.png", bytes(1 << 22))
+    content = path.read_bytes()
+    path.write_bytes(content.replace((1 << 22).to_bytes(4, "little"), (8).to_bytes(4, "little")))
+    asked = []
+    whole = zipfile.ZipExtFile.read
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda file, n=None: (asked.append(n), whole(file, n))[1])
+    with pytest.raises(DataError, match=r"bomb\.png"):
+        load(path)
+    assert asked[-1] == 8
+
+
+@pytest.mark.parametrize("packing", [":xz", ":gz", ":bz2"])
+def test_damaged_packed_data_of_a_tar_is_refused(image_files, tmp_path, packing, capsys):
+    noise = np.random.default_rng(0).bytes(50_000)  # the first members are whole, so it is a tar archive
+    files = {name: content + noise for name, content in image_files().items()}
+    path = write_tar(files, tmp_path / f"packed.tar.{packing[1:]}", packing=packing)
+    content = bytearray(path.read_bytes())
+    content[-4000:-12] = b"\xff" * 3988
+    path.write_bytes(content)
+    refused(path, capsys, "packed.tar")
+
+
+@pytest.mark.parametrize("damage", [b"\xff" * 512, bytes(512)], ids=["noise", "zeros"])
+@pytest.mark.parametrize("packing", ["", ":gz"])
+def test_a_tar_with_a_damaged_header_in_the_middle_is_refused(image_files, tmp_path, damage, packing, capsys):
+    path = write_tar(image_files(), tmp_path / "pictures.tar")
+    assert len(load(path).train) == 8
+    content = bytearray(path.read_bytes())
+    at = content.index(b"test/cat/002.png")
+    content[at : at + 512] = damage
+    path.write_bytes(content)
+    if packing:
+        path = tmp_path / "pictures.tar.gz"
+        path.write_bytes(gzip.compress(content))
+    refused(path, capsys, "is damaged after member test/cat/001.png")
+
+
+def test_a_tar_without_an_end_mark_is_read(image_files, tmp_path):
+    path = write_tar(image_files(), tmp_path / "pictures.tar", format=tarfile.GNU_FORMAT)
+    content = path.read_bytes().rstrip(b"\0")
+    path.write_bytes(content + bytes(-len(content) % 512))
+    assert len(load(path).test) == 8
+
+
+def test_a_link_to_nothing_is_named(image_files, write_folder, capsys):
+    folder = write_folder(image_files())
+    (folder / "train/cat/gone.png").symlink_to("nowhere.png")
+    refused(folder, capsys, "cannot read train/cat/gone.png", "No such file")
+
+
+def test_names_that_are_not_utf8_are_read_and_printed(image_files, write_folder, tmp_path, capsys):
+    """Of files, classes and the folder itself; the second time from the cache."""
+    folder = write_folder(image_files(), tmp_path / os.fsdecode(b"s\xe9rie"))
+    (folder / "train/cat/000.png").rename(folder / os.fsdecode(b"train/cat/\xe9t\xe9.png"))
+    for split in ("train", "test"):
+        (folder / split / "dog").rename(folder / split / os.fsdecode(b"\xe9l\xe9phant"))
+    for _ in range(2):
+        dataset = load(folder)
+        assert (dataset.name, dataset.classes, len(dataset.train)) == ("s�rie", ("cat", "�l�phant"), 8)
+    assert run(["data", "info", str(folder), "--json"]) == 0
+    assert "s�rie" in capsys.readouterr().out
+
+
+def test_a_zip_with_a_member_without_a_name_is_refused(image_files, write_zip, capsys):
+    path = write_zip({"train/cat/a.png": b"x", "q": b"y"})
+    content = path.read_bytes()
+    at = content.rindex(b"PK\x01\x02")  # the directory's entry of q: its name becomes a comment
+    entry = bytearray(content[at:])
+    entry[28:30], entry[32:34] = b"\0\0", b"\1\0"
+    path.write_bytes(content[:at] + entry)
+    refused(path, capsys, "is not a readable zip archive")

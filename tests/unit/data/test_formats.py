@@ -65,6 +65,18 @@ def test_damaged_idx_files_are_named(write_folder, name, change, problem):
         load(folder)
 
 
+def test_an_idx_file_that_unpacks_to_too_much_is_refused(write_folder, monkeypatch):
+    monkeypatch.setattr("fedmpq.data.idx.MAX_FILE_BYTES", 1 << 20)
+    asked = []
+    whole = gzip.GzipFile.read
+    monkeypatch.setattr(gzip.GzipFile, "read", lambda file, size=-1: (asked.append(size), whole(file, size))[1])
+    files = idx_files() | {"t10k-images-idx3-ubyte.gz": gzip.compress(bytes(5 << 20))}
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz in .* unpacks to more than 1048576 bytes"):
+        load(write_folder(files))
+    assert 0 < sum(asked[-2:]) <= 2 << 20  # not all of it was unpacked to find that out
+    assert min(asked) > 0
+
+
 def batch(count: int, classes: int, seed: int, key: bytes = b"labels") -> bytes:
     generator = np.random.default_rng(seed)
     data = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
