@@ -24,13 +24,12 @@ ADVICE: dict[str, str] = {
         ["conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "upsample_nearest2d", "upsample_bilinear2d",
          "pixel_shuffle"], "a classifier only shrinks its maps: leave out upsampling",
     ),
-    **dict.fromkeys(["cat", "stack", "concat"], "join branches with a sum; concatenation has no record yet"),
+    **dict.fromkeys(["stack"], "join branches with a sum, or their channels with torch.cat([a, b], 1)"),
     **dict.fromkeys(["chunk", "split", "split_with_sizes", "unbind", "select", "index"],
                     "keep tensors whole; use groups= in Conv2d to treat channels apart"),
     **dict.fromkeys(["permute", "transpose", "t", "channel_shuffle"], "keep the order batch, channels, height, width"),
     **dict.fromkeys(["max", "amax", "adaptive_max_pool2d", "max_pool2d_with_indices"], "use MaxPool2d"),
     **dict.fromkeys(["embedding", "embedding_bag"], "the input has to be an image of pixels"),
-    **dict.fromkeys(["add_scalar"], "leave constants to the batch-norm's bias"),
 }  # fmt: skip
 
 

@@ -71,11 +71,11 @@ def coverage(module: nn.Module, input_shape: tuple[int, int, int], name: str = "
 
 
 def _activations(graph: Graph) -> list[Node]:
-    """The operations that depend on the image."""
+    """The operations that depend on the image and that the output depends on."""
     known = {graph.input}
     found: list[Node] = []
     for node in graph.nodes:
-        if node.op == "call_function" and any(source in known for source in node.all_input_nodes):
+        if node.op == "call_function" and node in graph.live and any(n in known for n in node.all_input_nodes):
             known.add(node)
             found.append(node)
     return found

@@ -270,6 +270,17 @@ class Context:
         if found.index == 0:
             self.bad(conv.node, "the classifier reads the image itself", "put a hidden layer before it")
             return
+        if (
+            conv.groups != 1
+            or conv.pad
+            or tuple(conv.weight.shape[1:]) != (found.shape.c, found.shape.h, found.shape.w)
+        ):
+            self.bad(
+                conv.node,
+                f"as the last layer it does not score one pixel of {found.shape}",
+                "end in AdaptiveAvgPool2d(1), Flatten and nn.Linear",
+            )
+            return
         name = self.unique(conv.name)
         try:
             self.builder.classifier(name, conv.cout, input=found.index)
@@ -303,8 +314,9 @@ def lower(graph: Graph, builder: ProgramBuilder, options: Options, model: str) -
     for node in graph.nodes:
         if node.op == "output":
             _finish(context, node)
-        else:
+        elif node in graph.live:
             _visit(context, node)
+    _check_in_place(context)
     context.problems.raise_if_any(model)
     return context.closed
 
@@ -332,9 +344,30 @@ def _visit(context: Context, node: Node) -> None:
 
 
 def _carries_activation(context: Context, node: Node) -> bool:
-    """Whether a node without handler touches an activation; unused assertions and size queries do not count."""
-    touches = any(n in context.env for n in node.all_input_nodes) or not node.all_input_nodes
-    return touches and bool(node.users)
+    """Whether a node without handler touches an activation."""
+    return any(n in context.env for n in node.all_input_nodes) or not node.all_input_nodes
+
+
+def _check_in_place(context: Context) -> None:
+    """Reports operations in place after which an older name of the tensor is read: the graph does not join the two.
+
+    The result's own readers are fine, as tracing lets the Python variable stand for the result; a view of it stays.
+    """
+    memory: dict[Node, Node] = {}  # what a view is a view of
+    place = {node: position for position, node in enumerate(context.graph.nodes)}
+    changed: dict[Node, Node] = {}  # the last operation in place
+    for node in context.graph.nodes:
+        for source in node.all_input_nodes if node in context.graph.live else ():
+            last = changed.get(memory.get(source, source))
+            if last is not None and place.get(source, -1) < place[last]:
+                context.bad(last, "its result is read through another view", "use the returned tensor")
+        schema = getattr(node.target, "_schema", None)
+        alias = schema.arguments[0].alias_info if schema is not None and schema.arguments else None
+        first = node.args[0] if node.args else None
+        if alias is not None and isinstance(first, Node):
+            memory[node] = memory.get(first, first)
+            if alias.is_write:
+                changed[memory[node]] = node
 
 
 def _finish(context: Context, node: Node) -> None:

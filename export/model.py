@@ -21,7 +21,7 @@ from fedmpq.export.calibrate import sizes
 from fedmpq.export.lower import Options, lower
 from fedmpq.export.program import ProgramBuilder, Record, program_id
 from fedmpq.export.state import LayerInit
-from fedmpq.export.trace import trace
+from fedmpq.export.trace import check_scores, trace
 from fedmpq.export.units import biased, initial_values
 from fedmpq.models.torchvision_ops import declare_missing
 
@@ -62,6 +62,7 @@ def from_module(
     crop_pad: int = 0,
     t_out: int = 0,
     t_residual: int = 1,
+    classes: int | None = None,
     name: str = "",
 ) -> CompiledModel:
     """Compiles a PyTorch classifier into a program.
@@ -74,10 +75,12 @@ def from_module(
         crop_pad: padding of the random crop on the device, in pixels.
         t_out: activation exponent of plain ReLU outputs (0 covers 0…3σ).
         t_residual: activation exponent of residual sums.
+        classes: how many the module has to tell apart at least; None if that is its own matter.
         name: how errors call it; its class name by default.
 
     Raises:
-        ModelError: it cannot be traced: several inputs, data-dependent control flow, wrong input shape.
+        ModelError: it cannot be traced: several inputs, data-dependent control flow, wrong input shape, fewer
+            scores than classes.
         UnsupportedOpError: operations without a record, all listed with source line and advice.
     """
     title = name or type(module).__name__
@@ -89,6 +92,7 @@ def from_module(
             raise ModelError(f"std {std} must hold one positive value for each of {channels} channels")
     graph = trace(module, input_shape, title)
     closed = lower(graph, builder, Options(t_out, t_residual), title)
+    check_scores(title, builder.records[-1].out.c, classes)
     measured: dict[Node, float] = {}
     if biased(closed):
         wanted = {item.measured for item in biased(closed)}

@@ -33,7 +33,7 @@ def add(context: Context, node: Node, args: dict[str, Any]) -> Value:
     if args["self"] is args["other"]:
         return context.bad(node, "it adds a tensor to itself", "leave factors to the batch-norm")
     sides = [(args[key], context.env.get(args[key])) for key in ("self", "other")]
-    layers = [(n, value) for n, value in sides if isinstance(value, Conv | Norm) and len(n.users) == 1]
+    layers = [(n, value) for n, value in sides if isinstance(value, Conv | Norm) and len(context.graph.readers(n)) == 1]
     # of two branches the deeper one, whose convolution reads the later tensor, carries the sum
     layers.sort(key=lambda side: _reads(side[1]))
     if layers:

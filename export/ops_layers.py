@@ -66,7 +66,7 @@ def linear(context: Context, node: Node, args: dict[str, Any]) -> Value:
 def batch_norm(context: Context, node: Node, args: dict[str, Any]) -> Value:
     """Batch-norm right after a convolution or linear layer; one that stands alone is a depthwise layer of weight 1."""
     source = context.env.get(args["input"])
-    if not isinstance(source, Conv) or len(args["input"].users) > 1:
+    if not isinstance(source, Conv) or len(context.graph.readers(args["input"])) > 1:
         tensor = context.tensor(source, node)
         if tensor is None:
             return Bad()
@@ -120,7 +120,8 @@ def _clipped(context: Context, node: Node, source: Node, low: object, high: obje
 def activate(context: Context, node: Node, source: Node, top: float | None) -> Value:
     """Ends a record with a ReLU that clips at about `top` σ; a ReLU on what is unsigned already changes nothing."""
     value = context.env.get(source)
-    if isinstance(value, Conv | Norm | Sum | MaxOf | Joined) and not all(map(_activates, source.users)):
+    readers = context.graph.readers(source)
+    if isinstance(value, Conv | Norm | Sum | MaxOf | Joined) and not all(map(_activates, readers)):
         value = context.tensor(value, node)  # something else reads it without the ReLU
     if isinstance(value, Tensor) and value.index == 0:
         return context.bad(node, "a ReLU on the image itself", "put a convolution and a batch-norm before it")
@@ -131,7 +132,10 @@ def activate(context: Context, node: Node, source: Node, top: float | None) -> V
     if isinstance(value, Tensor | GlobalMean):
         return value
     if isinstance(value, Conv | Norm | Sum | MaxOf | Joined):
-        return context.close(value, top)
+        done = context.close(value, top)
+        if isinstance(done, Tensor) and context.builder.linear[done.index]:
+            done = context.close(unit_layer(node, done, source), top)  # a concatenation of maps that are signed already
+        return done
     context.tensor(value, node)
     return Bad()
 

@@ -25,7 +25,7 @@ def identity(context: Context, _node: Node, args: dict[str, Any]) -> Value | Non
 def softmax(context: Context, node: Node, args: dict[str, Any]) -> Value | None:
     """A softmax at the end: the classifier record has its own."""
     value = context.env.get(args["self"])
-    if not isinstance(value, Conv | Norm) or any(user.op != "output" for user in node.users):
+    if not isinstance(value, Conv | Norm) or any(user.op != "output" for user in context.graph.readers(node)):
         return context.bad(node, "softmax inside the model has no record", "use it only as the last operation")
     return value
 

@@ -224,6 +224,7 @@ class ProgramBuilder:
         inp = self._shape(source, name)
         if flatten:
             inp = Shape(1, 1, inp.elements)
+            _require(inp.c <= 65535, f"{name}: {inp.c} features, at most 65535 work")
         kh, kw = (kernel, kernel) if isinstance(kernel, int) else kernel
         _require(kh <= MAX_KERNEL and kw <= MAX_KERNEL, f"{name}: a {kh}×{kw} kernel exceeds {MAX_KERNEL}×{MAX_KERNEL}")
         _require(stride <= MAX_STRIDE, f"{name}: stride {stride} exceeds {MAX_STRIDE}")

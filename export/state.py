@@ -52,6 +52,7 @@ def conv_state(
     size: float | None = None,
     flatten: bool = False,
     image: bool = False,
+    trained: bool = False,
 ) -> LayerInit:
     """Values of a convolution with batch-norm or bias.
 
@@ -69,6 +70,8 @@ def conv_state(
         size: root mean square of the convolution's output, for a layer without batch-norm.
         flatten: whether it reads a map as one pixel.
         image: whether it reads the image.
+        trained: whether a batch-norm's statistics are those of a trained module, whose ε then counts: beside a small
+            variance it is part of the function. An untrained one's are forgotten within a few steps.
     """
     conv, (read, made) = conv_of(layer), units
     weight = conv.weight.double()
@@ -76,6 +79,8 @@ def conv_state(
         gamma, beta, mean, var = (v.double() for v in (layer.gamma, layer.beta, layer.mean, layer.var))
         if conv.bias is not None:
             mean = mean - conv.bias.double()
+        if trained:
+            var = var + layer.eps
     else:
         spread = min(RANGE * (size or 1.0), _GAMMA_MAX * made) or 1.0
         gamma = torch.full((conv.cout,), spread, dtype=torch.float64)

@@ -7,7 +7,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +28,17 @@ class Graph:
         nodes: operations in order, the output node last.
         input: the node of the images.
         tensors: for each placeholder of a parameter, buffer or constant, its dotted name and its value.
+        live: what the output depends on; an auxiliary head that nobody reads is no part of the function.
     """
 
     nodes: tuple[torch.fx.Node, ...]
     input: torch.fx.Node
     tensors: dict[str, tuple[str, torch.Tensor]]
+    live: frozenset[torch.fx.Node]
+
+    def readers(self, node: torch.fx.Node) -> list[torch.fx.Node]:
+        """The live nodes that read `node`."""
+        return [user for user in node.users if user in self.live]
 
 
 def trace(module: nn.Module, input_shape: tuple[int, int, int], name: str) -> Graph:
@@ -72,6 +78,12 @@ def check_signature(module: nn.Module, name: str) -> None:
         )
 
 
+def check_scores(name: str, given: int, asked: int | None) -> None:
+    """Refuses a module that scores fewer classes than its data has (ModelError)."""
+    if asked is not None and given < asked:
+        raise ModelError(f"{name} gives {given} scores, {asked} are asked for", "let the factory take num_classes")
+
+
 def _graph(exported: torch.export.ExportedProgram, name: str) -> Graph:
     values: dict[str, torch.Tensor] = {**dict(exported.state_dict), **dict(exported.constants)}
     tensors: dict[str, tuple[str, torch.Tensor]] = {}
@@ -85,7 +97,15 @@ def _graph(exported: torch.export.ExportedProgram, name: str) -> Graph:
     inputs = [node for node in nodes if node.op == "placeholder" and node.name in images]
     if len(inputs) != 1:
         raise ModelError(f"{name} has {len(inputs)} inputs; a program has one, the image")
-    return Graph(tuple(node for node in nodes if node.op != "placeholder"), inputs[0], tensors)
+    return Graph(tuple(node for node in nodes if node.op != "placeholder"), inputs[0], tensors, _live(nodes))
+
+
+def _live(nodes: Sequence[torch.fx.Node]) -> frozenset[torch.fx.Node]:
+    found: set[torch.fx.Node] = set()
+    for node in reversed(nodes):
+        if node.op == "output" or any(user in found for user in node.users):
+            found.add(node)
+    return frozenset(found)
 
 
 def _untraceable(name: str, error: Exception) -> tuple[str, str]:

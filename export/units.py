@@ -74,6 +74,7 @@ def initial_values(
             size=sizes.get(item.measured),
             flatten=item.flatten,
             image=item.source == 0,
+            trained=std is not None,
         )
     last = closed[-1]
     # weights move within the range they start with: those of an untrained classifier keep theirs beside larger features
@@ -101,6 +102,7 @@ def _units(records: Sequence[Record], closed: Sequence[Closed], sizes: Mapping[N
         size = 1.0
         if not isinstance(item.layer, Norm):
             size = HEADROOM * sizes[item.measured] or 1.0
-            size = min(size, item.top / 3) if item.top else size
+            # u8 reaches 3·2^t units: where a ReLU6 stands behind the layer, no further than the ReLU6
+            size = min(size, item.top / (3 * 2 ** records[item.output - 1].t_out)) if item.top else size
         wanted[root(item.output)] = max(size, wanted.get(root(item.output), 0.0))
     return [wanted.get(root(tensor), 1.0) for tensor in range(len(records) + 1)]

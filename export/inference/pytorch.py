@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import keyword
 import re
 from typing import Any
 
@@ -55,8 +56,8 @@ class Net(nn.Module):
 def state_dict(net: Folded) -> dict[str, torch.Tensor]:
     """Parameters by name: weights as numbers (integer times scale), channels first."""
     found: dict[str, torch.Tensor] = {}
-    for step in net.steps:
-        weights, name = step.weights, attribute(step)
+    for step, name in zip(net.steps, attributes(net), strict=True):
+        weights = step.weights
         if weights is None:
             continue
         real = torch.from_numpy(weights.real).float()
@@ -88,7 +89,8 @@ def source(net: Folded, title: str, file: str) -> str:
     lines = [*(f"        {line}" for line in _members(net)), ""]
     lines += ["    def forward(self, images):"]
     lines += [f"        x0 = images.float() - torch.tensor([{mean}], dtype=torch.float32)[:, None, None]"]
-    lines += [f"        {line}" for step in net.steps for line in _lines(net, step)]
+    named = zip(net.steps, attributes(net), strict=True)
+    lines += [f"        {line}" for step, name in named for line in _lines(net, step, name)]
     return text + "\n".join([*lines, f"        return x{len(net.steps)}", ""])
 
 
@@ -101,36 +103,45 @@ def load(code: str, state: dict[str, torch.Tensor]) -> nn.Module:
     return module.eval()
 
 
-def attribute(step: Step) -> str:
-    """The record's name as a Python attribute."""
-    name = re.sub(r"\W", "_", step.record.name) or "layer"
-    return f"{name}_{step.record.index}" if name[0].isdigit() or not step.record.name else name
+def attributes(net: Folded) -> list[str]:
+    """The records' names as attributes of a module: as they are where Python allows, else with their number in front.
+
+    Dots and signs become underscores, which can make two names one; names that `nn.Module` has itself stay its own.
+    """
+    own, found = nn.Module(), list[str]()
+    for step in net.steps:
+        name = re.sub(r"\W", "_", step.record.name, flags=re.ASCII)
+        taken = keyword.iskeyword(name) or name.startswith("__") or hasattr(own, name)
+        while taken or not name.isidentifier() or name in found:
+            name, taken = f"r{step.record.index}_{name}", False
+        found.append(name)
+    return found
 
 
 def _members(net: Folded) -> list[str]:
     lines = []
-    for step in net.steps:
+    for step, name in zip(net.steps, attributes(net), strict=True):
         r = step.record
         if r.kind is Kind.CLASSIFIER:
-            lines.append(f"self.{attribute(step)} = nn.Linear({r.cin}, {r.cout})")
+            lines.append(f"self.{name} = nn.Linear({r.cin}, {r.cout})")
         elif r.kind is Kind.CONV:
             shape = f"{r.cin}, {r.cout}, ({r.kh}, {r.kw}), {r.stride}, {r.pad}, {r.groups}"
-            lines.append(f"self.{attribute(step)} = Conv({shape})")
+            lines.append(f"self.{name} = Conv({shape})")
     return lines
 
 
-def _lines(net: Folded, step: Step) -> list[str]:
-    """The statements of one record."""
+def _lines(net: Folded, step: Step, name: str) -> list[str]:
+    """The statements of one record, whose module has that name."""
     r, out = step.record, f"x{step.record.index + 1}"
     source = f"x{r.input}"
     if r.kind is Kind.CLASSIFIER:
-        return [f"{out} = self.{attribute(step)}({source}.permute(0, 2, 3, 1).flatten(1))"]
+        return [f"{out} = self.{name}({source}.permute(0, 2, 3, 1).flatten(1))"]
     if r.kind is Kind.MAX_POOL:
         return [f"{out} = F.max_pool2d({source}, ({r.kh}, {r.kw}), {r.stride}, {r.pad})"]
     if r.kind is Kind.CONCAT:
         value = f"torch.cat([{source}, x{r.skip}], 1)"
     elif r.kind is Kind.CONV:
-        value = f"self.{attribute(step)}({_read(net, step)})"
+        value = f"self.{name}({_read(net, step)})"
         if r.skip_kind is Skip.IDENTITY:
             value += f" + x{r.skip}"
         elif r.skip_kind is Skip.OPTION_A:

@@ -25,7 +25,7 @@ from torch import nn
 
 from fedmpq.edge_runtime.ort import bundle, engine
 from fedmpq.errors import MissingExtraError, ModelError
-from fedmpq.export.trace import check_signature
+from fedmpq.export.trace import check_scores, check_signature
 
 IR_VERSION = 9
 OPSET = 15
@@ -46,20 +46,23 @@ def build(
     Args:
         module: a classifier of one image input.
         in_shape: height, width, channels.
-        classes: outputs.
+        classes: how many the module has to tell apart at least.
         mean: channel mean in pixels, one value or one a channel.
         crop_pad: padding of the random crop in training.
         name: of the model, for people.
 
     Raises:
         MissingExtraError: ONNX or ONNX Runtime training is not installed.
-        ModelError: the module takes several inputs, cannot be exported or cannot be differentiated.
+        ModelError: the module takes several inputs, gives fewer scores than classes, cannot be exported or cannot be
+            differentiated.
     """
     height, width, channels = in_shape
     title = name or type(module).__name__
     check_signature(module, title)
     onnx, runtime = _onnx(), engine.runtime()
     graph = _exported(onnx, module, (channels, height, width), title)
+    scores = graph.graph.output[0].type.tensor_type.shape.dim[-1].dim_value or classes  # 0: the exporter cannot tell
+    check_scores(title, scores, classes)
     trained = [key for key, parameter in module.named_parameters() if parameter.requires_grad]
     known = {x.name for x in graph.graph.initializer}
     missing = [key for key in trained if key not in known]
@@ -87,7 +90,7 @@ def build(
         "engine": runtime.__version__,
         "opset": OPSET,
         "image": [height, width, channels],
-        "classes": classes,
+        "classes": scores,
         "mean": means,
         "crop_pad": crop_pad,
         "values": [[key, list(value.shape) or [1], key in trained] for key, value in _floats(module)],

@@ -253,6 +253,45 @@ class Sums(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Joined(nn.Module):
+    """ReLUs behind concatenations of maps that are signed already; a head that is computed and not returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Sequential(*conv_bn(3, 8)[:2]), nn.Sequential(*conv_bn(3, 4, 1)[:2])
+        self.c, self.d = nn.Sequential(*conv_bn(12, 6)[:2]), nn.Sequential(*conv_bn(12, 6, 1)[:2])
+        self.head = nn.Sequential(nn.Conv2d(12, 4, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 5))
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(torch.cat([F.avg_pool2d(self.a(x), 2), F.avg_pool2d(self.b(x), 2)], 1))
+        self.head(x)
+        x = torch.cat([F.avg_pool2d(self.c(x), 2), F.avg_pool2d(self.d(x), 2)], 1)
+        return self.fc(F.relu(F.max_pool2d(x, 3, 1, 1)).mean((2, 3)))
+
+
+class Clipped(nn.Module):
+    """ReLU6 without batch-norm, with or without a sum; its weights are large, so that it clips."""
+
+    def __init__(self, *, skip: bool = True) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.fc, self.skip = nn.Linear(8, 5), skip
+        with torch.no_grad():
+            for conv in (self.a, self.b):
+                conv.weight *= 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.a(x))
+        x = F.relu6(self.b(x) + x if self.skip else self.b(x))
+        return self.fc(x.mean((2, 3)))
+
+
+def unskipped() -> nn.Module:
+    """`Clipped` without its sum."""
+    return Clipped(skip=False)
+
+
 #: Name, factory, input shape (channels first), classes.
 NETS = [
     ("plain_lenet", plain_lenet, (1, 28, 28), 10),
@@ -264,6 +303,9 @@ NETS = [
     ("dense", Dense, (3, 12, 12), 4),
     ("pre_activation", PreActivation, (3, 12, 12), 4),
     ("sums", Sums, (3, 10, 10), 4),
+    ("joined", Joined, (3, 12, 12), 5),
+    ("clipped", Clipped, (3, 12, 12), 5),
+    ("unskipped", unskipped, (3, 12, 12), 5),
     ("vgg", vgg, (3, 16, 16), 10),
     ("lenet", LeNet, (1, 28, 28), 10),
     ("mobilenet", mobilenet, (3, 64, 64), 2),

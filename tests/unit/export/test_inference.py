@@ -18,7 +18,7 @@ from fedmpq.edge_runtime import core
 from fedmpq.edge_runtime.artifact import Artifact
 from fedmpq.errors import DataError
 from fedmpq.export import from_module
-from fedmpq.export.build import build_artifact, open_session, states_of, with_states
+from fedmpq.export.build import build_artifact, initial_states, open_session, states_of, with_states
 from fedmpq.export.inference import deploy, executorch, folded, onnx_qdq, pytorch
 from fedmpq.models import zoo
 from fedmpq.models.reference import ReferenceSession, activation
@@ -96,6 +96,48 @@ def test_the_pytorch_module_needs_nothing_but_torch(model: Artifact, tmp_path: P
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "(3, 10)", done.stderr
+
+
+class Named(nn.Module):
+    """Layers whose records Python cannot call by their names, or only one of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_1 = nn.Conv2d(1, 6, 3, padding=1)
+        self.conv = nn.ModuleDict({"1": nn.Conv2d(6, 6, 3, padding=1), "größe": nn.Conv2d(6, 6, 1)})
+        self.add_module("lambda", nn.Conv2d(6, 6, 1))
+        self.body = nn.ModuleDict({"conv": nn.Conv2d(6, 6, 1)})
+        self.add_module("__hidden", nn.Linear(6, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layers = (self.conv_1, self.conv["1"], self.conv["größe"], getattr(self, "lambda"), self.body["conv"])
+        for layer in layers:
+            x = torch.relu(layer(x))
+        scores: torch.Tensor = self._modules["__hidden"](x.mean((2, 3)))  # type: ignore[misc]
+        return scores
+
+
+@pytest.mark.parametrize(
+    ("net", "names"),
+    [
+        (Named(), ["conv_1", "r1_conv_1", "conv_gr__e", "r3_lambda", "body_conv", "r6___hidden"]),
+        (nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4)), ["r0_0", "r1_3"]),
+    ],
+)
+def test_every_name_becomes_an_attribute_of_its_own(net: nn.Module, names: list[str]) -> None:
+    """What is shipped is valid Python, and each layer has its own weights."""
+    compiled = from_module(net, (1, 8, 8))
+    program = core.Program(compiled.program)
+    plan = core.Plan(bits=(8,) * len(program.weight_layers), batch=16, act_bits=8)
+    states = initial_states(compiled, plan)
+    form = folded.fold(compiled.program, states, 8)
+    state = pytorch.state_dict(form)
+    assert list(dict.fromkeys(key.split(".")[0] for key in state)) == names
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)
+    with torch.no_grad():
+        found = pytorch.load(pytorch.source(form, "net", "net"), state)(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    expected = np.array(open_session(program, plan, states).predict(images)) / 65536
+    assert np.abs(found.numpy() - expected).max() < 0.1 * expected.std()
 
 
 def random_net(act_bits: int = 4, *, flat: bool = False) -> tuple[folded.Folded, torch.Tensor, torch.Tensor]:

@@ -76,6 +76,27 @@ def test_program_predicts_what_the_module_predicts(name: str) -> None:
     )
 
 
+def test_the_epsilon_of_a_trained_batch_norm_counts() -> None:
+    """Beside a small variance it is most of the divisor. An untrained module's initial values are what they were."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, eps=1e-3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    ).eval()  # fmt: skip
+    net[0].weight.data *= 0.05
+    net[1].running_var.copy_(torch.logspace(-5, -2, 8))
+    pixels = images((3, 12, 12), 16)
+    with torch.no_grad():
+        expected = net(normalised(pixels))
+    model = from_module(net, (3, 12, 12), mean=MEAN, std=STD)
+    plan = core.Plan(bits=(8, 8), batch=16, act_bits=8)
+    session = build.open_session(core.Program(model.program), plan, build.initial_states(model, plan, "max"))
+    logits = torch.tensor(session.predict(nhwc(pixels))) / 65536
+    assert (logits - expected).abs().max() < 0.1 * expected.std()
+    untrained = from_module(net, (3, 12, 12)).state["0"].var
+    assert np.array_equal(untrained, net[1].running_var.numpy())
+
+
 @pytest.mark.parametrize("name", NETS_BY_NAME)
 def test_core_trains_to_the_bits_of_the_reference(name: str) -> None:
     model, pixels, _ = compiled(name)

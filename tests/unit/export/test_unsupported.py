@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedmpq.cli import _models
+from fedmpq.edge_runtime.ort import bundle
 from fedmpq.errors import ModelError, UnsupportedOpError
-from fedmpq.export import from_module
+from fedmpq.export import from_module, ort_training
+from fedmpq.export.coverage import coverage
 from fedmpq.export.problems import UnsupportedOperations
 from tests.unit.export.nets import conv_bn
 
@@ -104,6 +107,7 @@ def test_all_problems_come_at_once_with_line_and_advice() -> None:
         (lambda n, x: F.relu(n.bn(n.conv(F.relu(n.bn(n.conv(x)))))), "conv.weight is used a second time"),
         (lambda n, x: F.relu(n.bn2(n.conv2(F.relu(n.bn2(n.conv(x)))))), "bn2.weight already belongs to conv"),
         (lambda n, x: x.abs(), "aten.abs"),
+        (lambda n, x: torch.stack([x, x], 1).flatten(1, 2)[:, :8], "torch.cat([a, b], 1)"),
     ],
 )
 def test_each_mistake_is_named(body: Callable[[Net, Tensor], Tensor], message: str) -> None:
@@ -165,6 +169,87 @@ def test_models_without_a_classifier_say_so() -> None:
     net = Net(lambda n, x: x)
     net.forward = lambda x: (net.stem(x), net.stem(x))  # type: ignore[method-assign, return-value, assignment]
     assert any("returns 2 tensors" in line for line in problems(net))
+
+
+@pytest.mark.parametrize(
+    ("last", "size"),
+    [
+        (nn.Conv2d(8, 10, 3, padding=1), 3),
+        (nn.Conv2d(8, 10, 1), 2),
+        (nn.Conv2d(8, 10, 1, groups=2), 1),
+        (nn.Conv2d(8, 10, 3, padding=1), 1),
+    ],
+)
+def test_a_convolution_over_a_map_is_no_classifier(last: nn.Module, size: int) -> None:
+    found = problems(nn.Sequential(*conv_bn(3, 8), nn.AdaptiveAvgPool2d(size), last), (3, 6, 6))
+    assert len(found) == 1
+    assert found[0].startswith("aten.conv2d in 4")
+    assert "does not score one pixel" in found[0]
+    assert "AdaptiveAvgPool2d(1)" in found[0]
+
+
+def test_a_convolution_as_large_as_its_map_is_a_classifier() -> None:
+    model = from_module(nn.Sequential(*conv_bn(3, 8), nn.AdaptiveAvgPool2d(3), nn.Conv2d(8, 10, 3)), (3, 6, 6))
+    assert model.records[-1].cin == 72
+
+
+def test_a_linear_layer_over_too_many_features_is_named() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 148 * 148, 2), nn.ReLU(), nn.Linear(2, 10))
+    assert "1: 65712 features, at most 65535 work" in problems(net, (3, 148, 148))[0]
+
+
+def test_a_result_in_place_is_read_by_its_own_name() -> None:
+    def through_a_view(net: Net, x: Tensor) -> Tensor:
+        x = net.bn(net.conv(x))
+        y = x.flatten(1)
+        F.relu(x, inplace=True)
+        return y
+
+    found = problems(Net(through_a_view, 512))
+    assert [line.split()[0] for line in found] == ["aten.relu_"]
+    assert "its result is read through another view; use the returned tensor" in found[0]
+
+    def through_the_result(net: Net, x: Tensor) -> Tensor:
+        x = net.bn(net.conv(x))
+        F.relu(x, inplace=True)
+        return x.flatten(1)
+
+    assert len(from_module(Net(through_the_result, 512), SHAPE).records) == 3
+
+
+def test_what_nobody_reads_has_no_record() -> None:
+    """Neither an auxiliary head nor the mistakes in it; and it keeps no sum and no ReLU from its layer."""
+
+    def with_head(net: Net, x: Tensor) -> Tensor:
+        y = net.bn(net.conv(x))
+        F.gelu(net.bn2(net.conv2(y)))
+        return F.relu(net.bn3(net.conv3(F.relu(y))) + x)
+
+    model = from_module(Net(with_head), SHAPE)
+    assert [record.name for record in model.records][1:3] == ["conv", "conv3"]
+    counted = coverage(Net(with_head), SHAPE)
+    assert not counted.missing
+    assert counted.operations["aten.conv2d"] == 3
+
+
+def test_fewer_scores_than_classes_are_refused() -> None:
+    net = nn.Sequential(*conv_bn(3, 8), nn.Flatten(), nn.Linear(512, 7))
+    assert from_module(net, SHAPE, classes=5).records[-1].out.c == 7
+    with pytest.raises(ModelError, match=r"small gives 7 scores, 10 are asked for") as caught:
+        from_module(net, SHAPE, classes=10, name="small")
+    assert caught.value.hint == "let the factory take num_classes"
+    with pytest.raises(ModelError, match=r"mobilenet gives 2 scores, 10 are asked for"):
+        _models.compile_model(
+            "tests.unit.export.nets:mobilenet", _models.ModelOptions((3, 32, 32), 10, None, None, None, None, 0)
+        )
+
+
+def test_full_precision_files_say_how_many_scores_there_are() -> None:
+    pytest.importorskip("onnxruntime.training")
+    net = nn.Sequential(*conv_bn(3, 8), nn.Flatten(), nn.Linear(512, 7))
+    assert bundle.parse(ort_training.build(net, (8, 8, 3), 5)).classes == 7
+    with pytest.raises(ModelError, match="gives 7 scores, 10 are asked for"):
+        ort_training.build(net, (8, 8, 3), 10)
 
 
 class Dynamic(nn.Module):
