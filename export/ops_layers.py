@@ -118,16 +118,16 @@ def _clipped(context: Context, node: Node, source: Node, low: object, high: obje
 
 
 def activate(context: Context, node: Node, source: Node, top: float | None) -> Value:
-    """Ends a record with a ReLU that clips at about `top` σ; a ReLU on what is unsigned already changes nothing."""
+    """Ends a record with a ReLU that clips at about `top` σ; one without a top changes nothing on what is unsigned."""
     value = context.env.get(source)
     readers = context.graph.readers(source)
     if isinstance(value, Conv | Norm | Sum | MaxOf | Joined) and not all(map(_activates, readers)):
         value = context.tensor(value, node)  # something else reads it without the ReLU
     if isinstance(value, Tensor) and value.index == 0:
         return context.bad(node, "a ReLU on the image itself", "put a convolution and a batch-norm before it")
-    if isinstance(value, GlobalMean) and context.builder.linear[value.source.index]:
+    if isinstance(value, GlobalMean) and (top is not None or context.builder.linear[value.source.index]):
         value = context.tensor(value, node)
-    if isinstance(value, Tensor) and context.builder.linear[value.index]:
+    if isinstance(value, Tensor) and (top is not None or context.builder.linear[value.index]):
         value = unit_layer(node, value, source)
     if isinstance(value, Tensor | GlobalMean):
         return value

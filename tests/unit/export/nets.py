@@ -292,6 +292,19 @@ def unskipped() -> nn.Module:
     return Clipped(skip=False)
 
 
+class ClippedLate(nn.Module):
+    """A ReLU6 on what is unsigned already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+        with torch.no_grad():
+            self.a.weight *= 32
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu6(F.avg_pool2d(F.relu(self.a(x)), 2)).mean((2, 3)))
+
+
 #: Name, factory, input shape (channels first), classes.
 NETS = [
     ("plain_lenet", plain_lenet, (1, 28, 28), 10),
@@ -306,6 +319,7 @@ NETS = [
     ("joined", Joined, (3, 12, 12), 5),
     ("clipped", Clipped, (3, 12, 12), 5),
     ("unskipped", unskipped, (3, 12, 12), 5),
+    ("clipped_late", ClippedLate, (3, 12, 12), 5),
     ("vgg", vgg, (3, 16, 16), 10),
     ("lenet", LeNet, (1, 28, 28), 10),
     ("mobilenet", mobilenet, (3, 64, 64), 2),
