@@ -4,8 +4,8 @@
     python benchmarks/gather.py centralised OUT RUN.json ...      output of benchmarks/centralised.py
     python benchmarks/gather.py choices OUT NAME=RESULT.json ...  output of `fedmpq simulate --json`, several settings
 
-Later files win where two hold the same run. What a run was made with stays in full; the states of single devices in
-every round are left out.
+Later files win where two hold the same run; federated runs that OUT holds already stay. What a run was made with stays
+in full; the states of single devices in every round are left out.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from typing import Any
 _METHOD = ("policy", "lasso", "prune_density", "scale", "aggregation", "rounding", "server_momentum_q15", "weighting")
 
 
-def federated(documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """One entry a run, of presets and of runs of single strategies alike."""
-    runs: dict[str, dict[str, Any]] = {}
+def federated(documents: list[dict[str, Any]], old: dict[str, Any]) -> dict[str, Any]:
+    """One entry a run, of presets and of runs of single strategies alike, added to those of an existing file."""
+    runs: dict[str, dict[str, Any]] = {
+        f"{entry['cell']}{entry['paper_literal']}": entry for entry in old.get("runs", [])
+    }
     for document in documents:
         entries = document["cells"] if "cells" in document else of_strategies(document)
         for entry in entries:
@@ -98,12 +100,12 @@ def choices(paths: list[str], old: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Read, condense, write."""
     kind, out, *paths = sys.argv[1:]
+    old = json.loads(Path(out).read_text()) if Path(out).is_file() else {}
     if kind == "choices":
-        old = json.loads(Path(out).read_text()) if Path(out).is_file() else {}
         Path(out).write_text(json.dumps(choices(paths, old), indent=1, ensure_ascii=False) + "\n")
         return
     documents = [json.loads(Path(path).read_text()) for path in paths]
-    made = {"federated": federated, "centralised": centralised}[kind](documents)
+    made = federated(documents, old) if kind == "federated" else centralised(documents)
     Path(out).write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
 
 
