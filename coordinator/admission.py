@@ -10,16 +10,25 @@ from fedmpq.coordinator import policy
 from fedmpq.coordinator.policy import Allotment, Bits, Situation
 from fedmpq.edge_runtime import trainer
 from fedmpq.edge_runtime.protocol import MAX_BITS, Profile, Settings
-from fedmpq.errors import BudgetError
+from fedmpq.errors import BudgetError, ConfigError, CoreError
 
 PlanBytes = Callable[[Bits], int]
 
 
 def planner_of(program: bytes, settings: Settings) -> PlanBytes:
-    """Arena bytes of a plan by the core's planner, the same one the devices use; remembers what it was asked."""
+    """Arena bytes of a plan by the core's planner, the same one the devices use; remembers what it was asked.
+
+    Raises:
+        ConfigError: the core cannot train the program at every bit-width, as the trial steps of devices do.
+    """
     from fedmpq.edge_runtime import core
 
     parsed = core.Program(program)
+    try:
+        core.plan_memory(parsed, trainer.core_plan(core, settings, [MAX_BITS] * len(parsed.weight_layers)))
+    except CoreError as error:
+        chosen = f"act_bits = {settings.act_bits}, guard = {settings.guard}"
+        raise ConfigError(f"this model does not train with {chosen}: {error.message}", "lower them, or use a narrower layer") from None
 
     @lru_cache(maxsize=65536)
     def plan_bytes(bits: Bits) -> int:

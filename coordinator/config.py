@@ -221,7 +221,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 1000),
     "batch": (1, 4096),
     "micro_batch": (1, 4096),
-    "guard": (0, 8),
+    "guard": (0, 7),  # as in `Settings`
     "momentum_q15": (0, 32767),
     "server_momentum_q15": (0, 32767),
     "lr": (0, 1024),

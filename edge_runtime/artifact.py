@@ -114,6 +114,8 @@ def unpack(data: bytes | memoryview, source: str = "artifact") -> Artifact:
     unknown = sorted(set(sections) - set(SECTIONS))
     if unknown:
         raise FormatError(f"{source} has sections this build does not know: {', '.join(unknown)}")
+    if tuple(sections) != SECTIONS:
+        raise FormatError(f"{source} has its sections in the order {', '.join(sections)}, not {', '.join(SECTIONS)}")
     program = bytes(sections["program"])
     shapes = weight_shapes(program, f"{source}: program")
     layers = unpack_weights(sections["weights"], f"{source}: weights")

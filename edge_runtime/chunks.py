@@ -56,11 +56,6 @@ def chunk_count(size: int) -> int:
     return max(1, -(-size // CHUNK_SIZE))
 
 
-def full_bitmap(size: int) -> str:
-    """The bitmap (hex) that asks for every chunk of a blob of `size` bytes."""
-    return bitmap_of(range(chunk_count(size)), chunk_count(size))
-
-
 def bitmap_of(indices: Iterable[int], count: int) -> str:
     """The bitmap (hex) with the bits of `indices` set; `count` bits, padded to whole bytes with zeros."""
     bits = bytearray(-(-count // 8))

@@ -441,10 +441,6 @@ class Session:
         _check(self._lib.fmpq_prune(self._s, eps_q16), "prune")
         return tuple(int(self._lib.fmpq_bits(self._s, layer.record)) for layer in self.program.weight_layers)
 
-    def reset_momentum(self) -> None:
-        """Sets every momentum to zero."""
-        _check(self._lib.fmpq_reset_momentum(self._s), "momentum")
-
     def state_hash(self) -> str:
         """SHA-256 over all layers' planes and parameters, in order: the golden hash."""
         digest = hashlib.sha256()

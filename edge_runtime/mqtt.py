@@ -84,16 +84,20 @@ class Broker:
 
         The password may also come from ``FEDMPQ_MQTT_PASSWORD``. Raises `UsageError` for anything else.
         """
-        parts = urlsplit(url if "://" in url else f"mqtt://{url}")
         hint = "mqtt://host:port or mqtts://user@host"
+        shown = url.rpartition("@")[2]  # never the password, wherever a slip in the URL puts it
+        try:
+            parts = urlsplit(url if "://" in url else f"mqtt://{url}")
+        except ValueError:  # such as mqtt://[::1
+            raise UsageError(f"broker {shown!r} is not understood", hint) from None
         try:
             port = parts.port
         except ValueError:
-            raise UsageError(f"broker {url!r} has no usable port", hint) from None
+            raise UsageError(f"broker {shown!r} has no usable port", hint) from None
         versions = {"5": 5, "3.1.1": 4, "": 0}
         asked = parse_qs(parts.query).get("version", [""])[0]
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or asked not in versions:
-            raise UsageError(f"broker {url!r} is not understood", hint)
+            raise UsageError(f"broker {shown!r} is not understood", hint)
         tls = parts.scheme == "mqtts"
         return cls(
             host=parts.hostname,

@@ -6,6 +6,7 @@ The coordinator derives a device's average bit-width from this: the largest whos
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import signal
@@ -21,6 +22,8 @@ from fedmpq.edge_runtime import memory, trial
 from fedmpq.edge_runtime.protocol import MAX_BITS, PlanSize, Profile, Settings
 from fedmpq.edge_runtime.trainer import core_plan
 from fedmpq.errors import CoreError
+
+log = logging.getLogger("fedmpq.device")
 
 #: Trial steps of a large model on a small device take their time; a hung child must still end.
 TRIAL_TIMEOUT_S: Final = 900
@@ -47,21 +50,41 @@ def trials_in_child(core: Any, program_file: Path, settings: Settings, budget: i
         threads: of the plan.
 
     Raises:
-        CoreError: the child failed for another reason than memory.
+        CoreError: the child failed for another reason than memory, or did not get through one width in time.
     """
     request = {"program": str(program_file), "settings": asdict(settings), "budget": budget, "threads": threads}
     command = [sys.executable, "-m", "fedmpq.edge_runtime.trial", json.dumps(request)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_TIMEOUT_S, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as late:
+        done = _ended(late)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     peak = rows.pop()["peak_bytes"] if rows and "peak_bytes" in rows[-1] else 0
     sizes = [PlanSize(**row) for row in rows]
     if done.returncode not in (0, -signal.SIGKILL):
         raise CoreError(f"the trial step failed: {done.stderr.strip()[-400:] or f'exit code {done.returncode}'}")
     program = core.Program(program_file.read_bytes())
-    for bits in range(len(sizes) + 1, MAX_BITS + 1):  # killed for memory at the first of these
+    for bits in range(len(sizes) + 1, MAX_BITS + 1):  # killed at the first of these
         plan = core_plan(core, settings, [bits] * len(program.weight_layers), threads)
         sizes.append(PlanSize(bits, int(core.plan_memory(program, plan).total), None))
     return tuple(sizes), peak
+
+
+def timed_out() -> CoreError:
+    """The error of trial steps that told nothing in their time."""
+    return CoreError(f"the trial steps took over {TRIAL_TIMEOUT_S} s", "a smaller batch, or --memory-limit")
+
+
+def _ended(late: subprocess.TimeoutExpired) -> subprocess.CompletedProcess[str]:
+    """A child that ran out of time as one that was killed at the width it was at: those before it are measured."""
+    out: bytes | str = late.stdout or b""  # bytes even where text was asked for
+    text = out if isinstance(out, str) else out.decode("utf-8", "replace")
+    whole = text[: text.rfind("\n") + 1]
+    if not whole:
+        raise timed_out() from None
+    log.warning("trial steps: %d widths took over %d s; the others count as too large", len(whole.splitlines()),
+                TRIAL_TIMEOUT_S)  # fmt: skip
+    return subprocess.CompletedProcess(late.cmd, -signal.SIGKILL, whole, "")
 
 
 def trials_in_process(core: Any, program_file: Path, settings: Settings, budget: int, threads: int) -> Trials:

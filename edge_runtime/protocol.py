@@ -83,7 +83,7 @@ class Settings:
     batch: Annotated[int, Int(1, 4096)]
     micro_batch: Annotated[int | None, Opt(Int(1, 4096))]
     act_bits: Annotated[int, Choice((4, 8))]
-    guard: Annotated[int, Int(0, 8)]
+    guard: Annotated[int, Int(0, 7)]  # every device tries 8 bits, and the core has 15 planes
     momentum: Annotated[bool, Bool()]
     crop: Annotated[bool, Bool()]
     flip: Annotated[bool, Bool()]

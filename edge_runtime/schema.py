@@ -232,7 +232,11 @@ def dump_object(value: Any, where: str) -> dict[str, object]:
 
 
 def parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """One JSON object from bytes. Refuses duplicate keys, floats, NaN, huge integers, deep nesting, bad UTF-8."""
+    """One JSON object from canonical bytes (`dump_json`).
+
+    Refuses duplicate keys, floats, NaN, huge integers, deep nesting, bad UTF-8, and escaped halves of surrogate pairs:
+    JSON can write them, but no text that holds one can be encoded again, for a database or a log.
+    """
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
@@ -256,11 +260,15 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
             parse_constant=no_float,
             parse_int=integer,
         )
+        if not isinstance(found, dict):
+            raise refuse(where, f"expected an object, found {_kind(found)}")
+        if dump_json(found) != data:
+            raise refuse(where, "not canonical JSON (keys sorted, no spaces)")
+    except UnicodeEncodeError:
+        raise refuse(where, "a text that is not Unicode") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise refuse(where, f"not JSON: {reason}") from None
-    if not isinstance(found, dict):
-        raise refuse(where, f"expected an object, found {_kind(found)}")
     return found
 
 

@@ -41,7 +41,6 @@ ACK: Final = "dn/ack"
 
 FLEET_KINDS: Final = (COORD_STATE, ROUND)
 DEVICE_KINDS: Final = (STATE, PROFILE, UPDATE, REQUEST, PLAN, CHUNK, ACK)
-RETAINED: Final = (COORD_STATE, ROUND, STATE)
 
 
 @dataclass(frozen=True, slots=True)

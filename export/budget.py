@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fedmpq.edge_runtime import core
-from fedmpq.errors import BudgetError, UsageError
+from fedmpq.errors import BudgetError, CoreError, UsageError
 
 MAX_BITS = 8
 #: Average bits below which accuracy falls fast: a smaller micro-batch is preferred to fewer bits than this.
@@ -135,7 +135,12 @@ def _most_bits(
         average = average_bits(bits, thetas)
         if average <= cap:
             plan = replace(wanted, bits=bits)
-            memory = core.plan_memory(program, plan)
+            try:
+                memory = core.plan_memory(program, plan)
+            except CoreError as error:
+                if error.hint != "FMPQ_E_PLAN_SUMS":  # so many bits are too many for a layer that wide, fewer are not
+                    raise
+                continue
             if memory.total <= limit:
                 return Choice(plan, memory, average)
     return None

@@ -41,7 +41,8 @@ def build(target: str, compiler: str, *flags: str) -> Path:
     options += [flag for flag in flags if flag.startswith("-")]
     made = BUILD / f"objects-{hashlib.sha256(' '.join([compiler, *options]).encode()).hexdigest()[:12]}"
     sources = c_sources()
-    if not made.is_dir() or min(p.stat().st_mtime for p in made.iterdir()) < max(p.stat().st_mtime for p in sources):
+    read = [*sources, *CORE.rglob("*.h"), *CORE.rglob("*.inc")]
+    if not made.is_dir() or min(p.stat().st_mtime for p in made.iterdir()) < max(p.stat().st_mtime for p in read):
         made.mkdir(exist_ok=True)
         library = [option.replace("=fuzzer,", "=fuzzer-no-link,") for option in options]
         subprocess.run([compiler, *library, "-c", *map(str, sources)], check=True, cwd=made)

@@ -20,7 +20,7 @@ from fedmpq.edge_runtime.ort import engine as engines
 from fedmpq.edge_runtime.ort import trial
 from fedmpq.edge_runtime.ort.assignment import FloatAssignment
 from fedmpq.edge_runtime.ort.bundle import Bundle
-from fedmpq.edge_runtime.profile import TRIAL_TIMEOUT_S
+from fedmpq.edge_runtime.profile import TRIAL_TIMEOUT_S, timed_out
 from fedmpq.edge_runtime.protocol import CoordState, FloatJob, FloatPlan, FloatProfile, Job, PlanMessage
 from fedmpq.edge_runtime.store import Store
 from fedmpq.edge_runtime.trainer import Samples
@@ -110,11 +110,14 @@ def trial_in_child(path: Path, batch: int, threads: int) -> dict[str, Any]:
     """`trial.measure` in a child process; one that was killed for memory has no `step_bytes`.
 
     Raises:
-        CoreError: it failed for another reason.
+        CoreError: it failed for another reason, or took too long.
     """
     request = json.dumps({"bundle": str(path), "batch": batch, "threads": threads})
     command = [sys.executable, "-m", "fedmpq.edge_runtime.ort.trial", request]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_TIMEOUT_S, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise timed_out() from None
     if done.returncode == -signal.SIGKILL:
         return {"step_bytes": None, "peak_bytes": 0, "engine": engines.version()}
     if done.returncode:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from fedmpq.edge_runtime import core, native
-from fedmpq.edge_runtime.serial.link import FirmwareError, Link
+from fedmpq.edge_runtime.serial.link import FirmwareError, Link, RefusedError
 from fedmpq.edge_runtime.serial.wire import Address
 from fedmpq.errors import ArenaTooSmall, BudgetError, CoreError, FormatError
 
@@ -22,6 +22,10 @@ RATES, STEP, EVALUATE, PRUNE, FACTS, CLOSE, SHARD, PICK = range(10, 18)
 _MAILBOX, _SAMPLES = 0, 1
 _ALIGN: Final = 64
 _FACTS: Final = struct.Struct("<QQIIIII")
+_SHARD: Final = struct.Struct("<IHHHH32s")
+_HEAD: Final = struct.Struct("<HIi")  # of a layer's parameters
+#: What a device answers that has too little memory: the core's FMPQ_E_ARENA, and bytes outside the memory.
+_TOO_SMALL: Final = (3, 204)
 
 
 class Facts(NamedTuple):
@@ -51,9 +55,9 @@ class ResidentShard:
     """
 
     def __init__(self, reply: bytes) -> None:
-        self.count, height, width, channels, self.classes = struct.unpack_from("<IHHHH", reply)
+        self.count, height, width, channels, self.classes, sha256 = _SHARD.unpack(reply)
         self.shape = (height, width, channels)
-        self.sha256 = reply[12:].hex()
+        self.sha256 = sha256.hex()
 
     def batch(self, indices: Sequence[int]) -> tuple[Picked, memoryview]:
         """What `RemoteSession.step` takes in place of images; the labels stay on the device, too."""
@@ -86,18 +90,18 @@ class RemoteCore:
     def planned_there(self, program: core.Program, plan: core.Plan) -> int:
         """Arena bytes of a plan by the device's own planner; the same as `plan_memory` gives here."""
         _give(self.link, program)
-        total, _ = struct.unpack("<QQ", self.link.request(PLAN, _plan_bytes(program, plan)))
+        total, _ = struct.unpack("<QQ", self.link.request(PLAN, _plan_bytes(program, plan), size=16))
         return int(total)
 
     def facts(self) -> Facts:
         """Where the device's bytes go."""
-        return Facts(*_FACTS.unpack(self.link.request(FACTS)))
+        return _facts(self.link)
 
     def resident(self) -> ResidentShard | None:
         """The device's own images, None if it holds none."""
         if not self.link.info.has_shard:
             return None
-        return ResidentShard(self.link.request(SHARD))
+        return ResidentShard(self.link.request(SHARD, size=_SHARD.size))
 
     def budget(self, program: core.Program, batch: int) -> int:
         """Bytes that a session may take beside a batch of samples."""
@@ -114,28 +118,39 @@ class RemoteSession:
         limit: bytes that the arena may take.
 
     Raises:
-        ArenaTooSmall: the plan takes more than `limit`, or than the device has.
-        BudgetError: the program has more records than the firmware's tables.
+        ArenaTooSmall: the plan takes more than `limit`, or than the device has; so does the largest plane or blob of
+            parameters, which passes through the memory behind the session's state.
+        BudgetError: the program has more records than the firmware's tables, or the device has no room to plan.
         FirmwareError: the device's planner gives another number.
     """
 
     def __init__(self, link: Link, program: core.Program, plan: core.Plan, limit: int | None = None) -> None:
         self._link, self.program, self.plan = link, program, plan
         self._rates: bytes = b""
-        self.planned_bytes = core.plan_memory(program, plan).total
+        planned = core.plan_memory(program, plan)
+        self.planned_bytes = planned.total
         room = link.info.limit if limit is None else min(limit, link.info.limit)
         if self.planned_bytes > room:
             raise ArenaTooSmall(self.planned_bytes, room)
+        mailbox = max(max(-(-layer.theta // 8), layer.params_bytes) for layer in program.weight_layers)
+        if planned.persistent + mailbox > link.info.limit:
+            raise ArenaTooSmall(planned.persistent + mailbox, link.info.limit)
         if len(program.records) > link.info.records:
             raise BudgetError(
                 f"the program has {len(program.records)} records, the firmware of {link.info.board} takes "
                 f"{link.info.records}",
                 needed=len(program.records),
                 available=link.info.records,
-                hint="build the firmware with --records",
+                hint=f"build the firmware with --records {len(program.records)}: fedmpq build --what gateway",
             )
         _give(link, program)
-        total, _, samples = struct.unpack("<QQQ", link.request(OPEN, _plan_bytes(program, plan)))
+        try:
+            opened = link.request(OPEN, _plan_bytes(program, plan), size=24)
+        except RefusedError as error:
+            if error.code not in _TOO_SMALL:
+                raise
+            raise BudgetError(error.message, needed=self.planned_bytes, available=link.info.limit) from None
+        total, _, samples = struct.unpack("<QQQ", opened)
         if total != self.planned_bytes:
             raise FirmwareError(
                 f"{link.address}: {link.info.board} plans {total} bytes, this gateway {self.planned_bytes}: "
@@ -146,7 +161,7 @@ class RemoteSession:
     @property
     def measured_bytes(self) -> int:
         """Bytes of the session, as the device has it open."""
-        return Facts(*_FACTS.unpack(self._link.request(FACTS))).planned
+        return _facts(self._link).planned
 
     def load(self, index: int, state: core.LayerState) -> None:
         """Puts one weight layer in (index counts weight layers) and clears its momentum.
@@ -163,9 +178,9 @@ class RemoteSession:
             )
         for number, plane in enumerate(state.planes):
             _send(self._link, _MAILBOX, plane)
-            self._link.request(PLANE, struct.pack("<HH", index, number) + _checked(plane))
+            self._link.request(PLANE, struct.pack("<HH", index, number) + _checked(plane), size=0)
         _send(self._link, _MAILBOX, state.params)
-        self._link.request(PARAMS, struct.pack("<HHIi", index, 0, *state.step) + _checked(state.params))
+        self._link.request(PARAMS, struct.pack("<HHIi", index, 0, *state.step) + _checked(state.params), size=0)
 
     def read(self, index: int) -> core.LayerState:
         """One weight layer as it is now; its bits may have fallen by pruning."""
@@ -179,7 +194,7 @@ class RemoteSession:
         """One training step; arguments as those of `core.Session.step`."""
         rates = _rates_bytes(hyper)
         if rates != self._rates:
-            self._link.request(RATES, rates)
+            self._link.request(RATES, rates, size=0)
             self._rates = rates
         return self._run(STEP, images, labels, key)
 
@@ -189,7 +204,7 @@ class RemoteSession:
 
     def prune(self, eps_q16: int) -> None:
         """Drops sparse top planes (eq. 13)."""
-        self._link.request(PRUNE, struct.pack("<I", eps_q16))
+        self._link.request(PRUNE, struct.pack("<I", eps_q16), size=len(self.program.weight_layers))
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -197,7 +212,7 @@ class RemoteSession:
         count = len(memoryview(labels).cast("B")) // 2
         crc = self._pick(images.indices) if isinstance(images, Picked) else self._send_samples(images, labels)
         request = struct.pack("<4III", *key, count, crc)
-        loss, correct, counted = struct.unpack("<qII", self._link.request(kind, request, work=True))
+        loss, correct, counted = struct.unpack("<qII", self._link.request(kind, request, size=16, work=True))
         return core.Stats(loss, correct, counted)
 
     def _pick(self, indices: Sequence[int]) -> int:
@@ -209,7 +224,7 @@ class RemoteSession:
         crc = 0
         for at in range(0, len(indices), room):
             part = indices[at : at + room]
-            reply = self._link.request(PICK, struct.pack(f"<II{len(part)}I", len(indices), at, *part))
+            reply = self._link.request(PICK, struct.pack(f"<II{len(part)}I", len(indices), at, *part), size=4)
             (crc,) = struct.unpack("<I", reply)
         return int(crc)
 
@@ -229,32 +244,36 @@ class RemoteSession:
         out = b""
         while len(out) < size:
             part = min(self._link.info.payload, size - len(out))
-            out += self._link.request(READ_PLANE, struct.pack("<HHIH", index, number, len(out), part))
+            out += self._link.request(READ_PLANE, struct.pack("<HHIH", index, number, len(out), part), size=part)
         return out
 
     def _read_params(self, index: int, size: int) -> tuple[bytes, tuple[int, int, int]]:
-        head = struct.Struct("<HIi")
         out, facts = b"", (0, 0, 0)
         while len(out) < size:
-            part = min(self._link.info.payload - head.size, size - len(out))
-            reply = self._link.request(READ_PARAMS, struct.pack("<HHIH", index, 0, len(out), part))
-            facts = head.unpack_from(reply)
-            out += reply[head.size :]
+            part = min(self._link.info.payload - _HEAD.size, size - len(out))
+            request = struct.pack("<HHIH", index, 0, len(out), part)
+            reply = self._link.request(READ_PARAMS, request, size=_HEAD.size + part)
+            facts = _HEAD.unpack_from(reply)
+            out += reply[_HEAD.size :]
         return out, facts
+
+
+def _facts(link: Link) -> Facts:
+    return Facts(*_FACTS.unpack(link.request(FACTS, size=_FACTS.size)))
 
 
 def _give(link: Link, program: core.Program) -> None:
     """Sends the program where the device holds another."""
     if link.info.program != program.sha256:
         _send(link, _MAILBOX, program.data)
-        link.request(PROGRAM, _checked(program.data))
+        link.request(PROGRAM, _checked(program.data), size=32)
         link.info = link.info.with_program(program.sha256)
 
 
 def _send(link: Link, space: int, data: bytes) -> None:
     size = link.info.payload - 5
     for at in range(0, len(data), size):
-        link.request(WRITE, struct.pack("<BI", space, at) + data[at : at + size])
+        link.request(WRITE, struct.pack("<BI", space, at) + data[at : at + size], size=0)
 
 
 def _samples_size(program: core.Program, batch: int) -> int:

@@ -29,6 +29,8 @@ _DAMAGED, _REFUSED = 0x7E, 0x7F
 _STRANGER: Final = 202
 _INFO: Final = struct.Struct("<HHIQII16s16s32s32s")
 _KNOWN, _HAS_PROGRAM, _HAS_SHARD = 1, 2, 8
+#: Largest payload of the smallest device: the reply to a hello takes 120 bytes.
+_LEAST_PAYLOAD: Final = 128
 
 
 class FirmwareError(VersionError):
@@ -152,20 +154,26 @@ class Link:
         self._seq = 0
         self.info = self._greet(fresh=True)
 
-    def request(self, kind: int, payload: bytes = b"", *, work: bool = False) -> bytes:
+    def request(self, kind: int, payload: bytes = b"", *, size: int | None = None, work: bool = False) -> bytes:
         """Has the device carry out a request, once, and returns the payload of its reply.
 
         Args:
             kind: of the request.
             payload: at most `info.payload` bytes.
+            size: bytes that the reply must have, where that is known.
             work: a training step: it may take long.
 
         Raises:
             RefusedError: the device refuses it.
             ResetError: the device has started anew in between; open a session again.
-            LinkError: no answer, or no line.
+            FirmwareError: the device takes no payload of this length.
+            LinkError: no answer, a reply of another length, or no line.
         """
-        assert len(payload) <= self.info.payload
+        if len(payload) > self.info.payload:
+            raise FirmwareError(
+                f"{self.address}: request {kind} has {len(payload)} bytes, the firmware of {self.info.board} takes "
+                f"{self.info.payload}"
+            )
         self._seq = self._seq % 0xFFFF + 1  # 0 is the hello's
         frame = Frame(kind, self._seq, payload)
         patience = self.patience.work if work else self.patience.quick
@@ -186,6 +194,10 @@ class Link:
                 sleep(0.2)
         self.counters.requests += 1
         if answer.type == kind | REPLY:
+            if size is not None and len(answer.payload) != size:
+                raise LinkError(
+                    f"{self.address}: the reply to request {kind} has {len(answer.payload)} bytes instead of {size}"
+                )
             return answer.payload
         return self._refused(answer)
 
@@ -243,6 +255,12 @@ class Link:
             raise FirmwareError(
                 f"{self.address}: the firmware of {info.board} was built from fedmpq {info.version}, "
                 f"this gateway is {self._core_version}",
+                hint,
+            )
+        if payload < _LEAST_PAYLOAD:
+            raise FirmwareError(
+                f"{self.address}: the firmware of {info.board} takes payloads of {payload} bytes, at least "
+                f"{_LEAST_PAYLOAD} are needed",
                 hint,
             )
         return info, bool(flags & _KNOWN)

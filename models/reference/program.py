@@ -206,6 +206,7 @@ def _check_record(r: Record, shapes: list[tuple[int, int, int]], classes: int, *
         _check(r.input > 0 and r.skip_kind is Skip.NONE and r.t_out == 0, where, "input, skip or exponent")
     if r.kind in _POOLS:
         _check(r.cout == r.cin and r.groups == 1, where, "channels")
+        _check(r.kind is Kind.MAX_POOL or r.pad == 0, where, "padding")
     if r.kind is Kind.GLOBAL_POOL:
         _check((r.kh, r.kw, r.pad) == (h, w, 0), where, "window")
     if r.skip_kind is Skip.NONE:

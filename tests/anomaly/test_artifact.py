@@ -75,6 +75,13 @@ def test_a_flipped_bit_anywhere_is_noticed() -> None:
             artifact.unpack(bytes(damaged))
 
 
+def test_sections_in_another_order_are_refused() -> None:
+    sections = {name: bytes(view) for name, view in container.unpack(GOOD).items()}
+    turned = container.pack(dict(reversed(sections.items())))
+    with pytest.raises(FormatError, match="in the order manifest, plan, weights, program"):
+        artifact.unpack(turned)
+
+
 def test_bytes_after_the_end_are_refused() -> None:
     with pytest.raises(FormatError, match="after its end"):
         artifact.unpack(GOOD + b"\0")

@@ -144,6 +144,30 @@ def test_firmware_with_an_artifact(files):
         image.build(tiny, path, out)
 
 
+def _narrow() -> programs.Builder:
+    """The planner's tables take more than the session."""
+    net = programs.Builder(8, 8, 1, 4)
+    net.classifier("fc", net.global_pool("pool", net.conv("conv", 0, 8)))
+    return net
+
+
+def _wide() -> programs.Builder:
+    """A plane takes more than a step."""
+    net = programs.Builder(4, 4, 1, 4)
+    wide = net.conv("wide", net.conv("stem", 0, 160, stride=2), 224, stride=2)
+    net.classifier("fc", net.global_pool("pool", wide))
+    return net
+
+
+@pytest.mark.parametrize("net", [_narrow(), _wide()], ids=["narrow", "wide"])
+def test_an_arena_smaller_than_what_comes_before_and_after_training(net, tmp_path):
+    path = tmp_path / "a.fmpq"
+    artifact.write(path, artifact_of(net, 1, 1, manifest={"model": "test"}))
+    code, text = _run(load("stm32f746"), image.build(load("stm32f746"), path, tmp_path / "out"))
+    assert code == 0, text[-500:]
+    assert f"state={_trained_here(path)}" in text
+
+
 @pytest.mark.parametrize(("name", "table"), [("nrf52840", "dsp"), ("stm32f746", "dsp"), ("corstone-300", "mve")])
 def test_each_kernel_equals_the_scalar_one(name, table, tmp_path):
     """The generated shapes need more RAM than the boards have: here the emulated board gives all of its own."""

@@ -54,6 +54,35 @@ def test_seeds_are_accepted(target: str) -> None:
         targets.TARGETS[target](path.read_bytes())
 
 
+@pytest.mark.parametrize("edited", ["src/a.c", "src/kernel.inc", "include/fmpq/fmpq.h", "port/board.h"])
+def test_the_campaign_compiles_the_core_again_where_it_was_edited(
+    edited: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, made = tmp_path / "core", []
+    monkeypatch.setattr(campaign, "CORE", core)
+    monkeypatch.setattr(campaign, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(campaign, "c_sources", lambda: [core / "src" / "a.c"])
+    for name in ("src/a.c", "src/kernel.inc", "include/fmpq/fmpq.h", "port/board.h"):
+        (core / name).parent.mkdir(parents=True, exist_ok=True)
+        (core / name).touch()
+        os.utime(core / name, (1, 1))
+
+    def compiler(command: list[str], cwd: Path | None = None, **_: object) -> None:
+        if "-c" in command:
+            assert cwd is not None
+            made.append(cwd / "a.o")
+            made[-1].touch()
+
+    monkeypatch.setattr(subprocess, "run", compiler)
+    for _ in range(2):
+        campaign.build("c-core", "cc")
+    assert len(made) == 1
+    later = made[0].stat().st_mtime + 10
+    os.utime(core / edited, (later, later))
+    campaign.build("c-core", "cc")
+    assert len(made) == 2
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The C targets with a driver that needs no libFuzzer."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedmpq.edge_runtime import core
+from fedmpq.errors import CoreError
 from fedmpq.models.reference import ReferenceSession
 from tests.helpers import programs
 
@@ -72,6 +74,10 @@ def _cases() -> list[Case]:
         Case("variety-mixed", variety, _mixed(variety), batch=3, plan={"guard": 2}, lasso=0.1),
         Case("flat", programs.variety(flat=True), 5, batch=6, momentum=True),
         Case("linear", programs.variety(linear=True), 3, batch=6, momentum=True),
+        Case("shared", programs.shared(), 4, batch=4, momentum=True),
+        Case("shared-kept", programs.shared(), 5, batch=3, plan={"recompute": False, "threads": 2}),
+        Case("shared-b1", programs.shared(), 4, batch=1),
+        Case("shared-b1-roomy", programs.shared(), 8, batch=1, plan={"roomy": 2, "act_bits": 8}),
     ]
     return cases
 
@@ -133,6 +139,78 @@ def restored_isa() -> Iterator[None]:
 def test_every_instruction_set_agrees(isa: str, name: str) -> None:
     core.set_isa(isa)
     test_training_evaluation_and_pruning_agree(next(case for case in _CASES if case.name == name))
+
+
+@pytest.mark.usefixtures("restored_isa")
+@pytest.mark.parametrize("isa", sorted({core.isas()[0], core.isas()[-1]}))
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_of_large_maps_do_not_overflow(isa: str, batch: int, groups: int) -> None:
+    """Above 66,311 positions a sample's sum of 255 · 127 leaves an int32: all pixels and so all errors are alike."""
+    core.set_isa(isa)
+    net = programs.Builder(512, 512, 2, 2)
+    linear = net.conv("linear", 0, 2, kernel=1, groups=groups, linear=True, biased=True, t_out=6)
+    net.classifier("fc", net.global_pool("pool", net.avg_pool("mean", linear, 16, 16)))
+    case = Case("large", net, 4, batch=batch, plan={"guard": 8, "crop": False, "flip": False, "roomy": 2}, lr=0.1)
+    integer, reference = _sessions(case)
+    before = reference.read(0).planes
+    images, labels = np.full((batch, 512, 512, 2), 255, np.uint8), np.ones(batch, np.uint16)
+    integer.step(images, labels, _hyper(case), (1, 1, 1, 0))
+    reference.step(images, labels, _hyper(case), (1, 1, 1, 0))
+    assert reference.read(0).planes != before
+    assert integer.state_hash() == reference.state_hash()
+
+
+@pytest.mark.usefixtures("restored_isa")
+@pytest.mark.parametrize("isa", core.isas())
+def test_the_widest_layer_at_full_weights(isa: str) -> None:
+    """65,280 · 255 · 127 is just below 2^31; with 8 bits it is refused."""
+    core.set_isa(isa)
+    net = programs.Builder(160, 136, 3, 2)
+    net.classifier("fc", net.conv("flat", 0, 2, kernel=1, flatten=True))
+    case = Case("wide", net, 7, batch=2, plan={"crop": False, "flip": False})
+    integer, reference = _sessions(case)
+    state = reference.read(0)
+    ones = b"\xff" * len(state.planes[0])
+    state = replace(state, planes=(bytes(len(ones)), *(ones,) * 7))
+    integer.load(0, core.LayerState(state.bits, state.guard, state.step, state.planes, state.params))
+    reference.load(0, state)
+    images = np.stack([np.full((160, 136, 3), 255, np.uint8), np.zeros((160, 136, 3), np.uint8)])
+    labels = np.array([0, 1], np.uint16)
+    for step in range(2):
+        integer.step(images, labels, _hyper(case), (1, 1, 1, step))
+        reference.step(images, labels, _hyper(case), (1, 1, 1, step))
+    assert integer.state_hash() == reference.state_hash()
+    with pytest.raises(CoreError, match="too wide for its bits"):
+        core.plan_memory(core.Program(net.build()), core.Plan(bits=(8, 7), batch=2))
+
+
+def test_layers_whose_sums_may_leave_an_int32_are_not_planned() -> None:
+    """Forward 33,026 · 255 · 255, to the input 7 · 7 · 4096 · 128 · 255; the classifier's sums have 64 bits."""
+    flat = programs.Builder(8, 8, 1, 2)
+    tall = flat.conv("more", 0, 517, kernel=1)
+    flat.conv("flat", tall, 4, kernel=1, flatten=True)
+    flat.classifier("fc", 2)
+    wide = programs.Builder(7, 7, 1, 2)
+    wide.classifier("fc", wide.conv("wide", wide.conv("stem", 0, 4), 4096, kernel=7, pad=0))
+    last = programs.Builder(8, 8, 1, 2)
+    last.classifier("fc", last.conv("more", 0, 1000, kernel=1))
+    for net, layer, bits, act_bits, good in [
+        (flat, 1, 8, 8, False),
+        (flat, 1, 7, 8, True),
+        (flat, 1, 8, 4, True),
+        (wide, 1, 8, 4, False),
+        (wide, 1, 6, 4, True),
+        (last, 1, 8, 8, True),
+    ]:
+        widths = tuple(bits if i == layer else 2 for i in range(len(net.layers)))
+        plan = core.Plan(bits=widths, batch=1, act_bits=act_bits)
+        if good:
+            assert core.plan_memory(core.Program(net.build()), plan).total
+            continue
+        with pytest.raises(CoreError, match="too wide for its bits") as caught:
+            core.plan_memory(core.Program(net.build()), plan)
+        assert caught.value.hint == "FMPQ_E_PLAN_SUMS"
 
 
 def test_a_smaller_batch_and_a_reload_clear_nothing_else() -> None:

@@ -149,6 +149,14 @@ def test_sections_changed_with_matching_hashes(files, tmp_path):
         refused("[FMPQ_E_FILE_", plan=artifact.canonical({**plan, field: value}))
     refused("FMPQ_E_FILE_PLAN", plan=artifact.canonical({**plan, "more": 1}))
     refused("FMPQ_E_FILE_PLAN", plan=artifact.canonical({k: v for k, v in plan.items() if k != "crop"}))
+    unsorted = json.dumps(dict(reversed(plan.items())), separators=(",", ":")).encode()
+    refused("FMPQ_E_FILE_JSON", plan=unsorted)
+    refused("FMPQ_E_FILE_JSON", plan=sections["plan"][:-1] + b',"threads":1}')
+    hashes = {name: artifact.sha256(sections[name]) for name in ("weights", "program", "plan")}
+    refused("FMPQ_E_FILE_MANIFEST", manifest=json.dumps({"sha256": hashes}, separators=(",", ":")).encode())
+    bad = tmp_path / "reversed.fmpq"
+    bad.write_bytes(container.pack(dict(reversed(sections.items()))))
+    assert "FMPQ_E_FILE_SECTION" in edge.run("inspect", bad, expect=5)
     refused("FMPQ_E_FILE_JSON", plan=b"[]")
     refused("FMPQ_E_FILE_JSON", plan=sections["plan"] + b" ")
     refused("FMPQ_E_FILE_JSON", manifest=b'{"deep":' + b"[" * 100)

@@ -21,8 +21,8 @@ def _network(rng: np.random.Generator) -> programs.Builder:
     net = programs.Builder(*size, int(rng.integers(2, 20)), int(rng.integers(0, 4)), mean)
     x = _conv(net, rng, "conv0", 0)
     for i in range(1, int(rng.integers(2, 7))):
-        kinds = ["conv", "residual", "projection", "concat", "option_a", "max", "avg"]
-        kind = rng.choice(kinds, p=[0.25, 0.2, 0.15, 0.15, 0.1, 0.075, 0.075])
+        kinds = ["conv", "residual", "projection", "concat", "option_a", "shared", "max", "avg"]
+        kind = rng.choice(kinds, p=[0.2, 0.175, 0.15, 0.125, 0.1, 0.1, 0.075, 0.075])
         height, width, channels = net.shapes[x]
         if kind == "residual":
             inner = _conv(net, rng, f"inner{i}", x, stride=1, same=True)
@@ -44,6 +44,12 @@ def _network(rng: np.random.Generator) -> programs.Builder:
             inner = net.conv(f"inner{i}", x, int(rng.integers(1, 12)), stride=2)
             cout = channels + int(rng.integers(0, 9))
             x = net.conv(f"conv{i}", inner, cout, skip=x, option_a=True, t_out=int(rng.integers(0, 4)))
+        elif kind == "shared" and min(height, width) > 2:  # a convolution, an identity skip, an option-A shortcut of x
+            inner = _conv(net, rng, f"inner{i}", x, stride=1, same=True)
+            added = _conv(net, rng, f"added{i}", inner, skip=x, cout=channels, stride=1, same=True)
+            half = net.conv(f"half{i}", added, int(rng.integers(1, 12)), stride=2)
+            cout = channels + int(rng.integers(0, 9))
+            x = net.conv(f"conv{i}", half, cout, skip=x, option_a=True, t_out=int(rng.integers(0, 4)))
         elif kind in {"max", "avg"} and min(height, width) >= 3:
             kernel, stride = int(rng.integers(2, 4)), int(rng.integers(1, 4))
             x = (net.max_pool if kind == "max" else net.avg_pool)(f"{kind}{i}", x, kernel, stride)

@@ -222,6 +222,16 @@ def branches(size: tuple[int, int, int] = (12, 10, 3), classes: int = 5) -> Buil
     return net
 
 
+def shared(size: tuple[int, int, int] = (12, 10, 3), classes: int = 5) -> Builder:
+    """A tensor that a convolution, then an identity skip, then an option-A shortcut reads."""
+    net = Builder(*size, classes, crop_pad=1, mean=(120, 130, 110))
+    stem = net.conv("stem", 0, 8)
+    added = net.conv("added", net.conv("inner", stem, 8), 8, skip=stem, t_out=1)
+    shrunk = net.conv("shrunk", net.conv("half", added, 12, stride=2), 12, skip=stem, option_a=True, t_out=1)
+    net.classifier("fc", net.global_pool("pool", shrunk))
+    return net
+
+
 class State(NamedTuple):
     """Field order of `LayerState`: `LayerState(*state)`."""
 

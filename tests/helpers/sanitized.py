@@ -59,6 +59,7 @@ def main(seed: int, count: int) -> int:
         programs.variety(),
         programs.variety(flat=True),
         programs.branches(),
+        programs.shared(),
     ]
     for net in nets:
         program = core.Program(net.build())

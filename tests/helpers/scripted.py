@@ -73,7 +73,7 @@ class Coordinator:
     def publish(self, device: str | None, kind: str, message: protocol.Control | bytes) -> None:
         topic = self.topics.prefix + kind if device is None else self.topics.device(device, kind)
         payload = message if isinstance(message, bytes) else protocol.encode(message)
-        self.link.publish(topic, payload, retain=kind in topics.RETAINED)
+        self.link.publish(topic, payload, retain=kind in (topics.COORD_STATE, topics.ROUND, topics.STATE))
 
     def pump(self) -> bool:
         busy = False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Mapping
 
 from fedmpq.edge_runtime import core
 from fedmpq.edge_runtime.native import library
-from fedmpq.edge_runtime.serial.link import Line, Link, Patience
+from fedmpq.edge_runtime.serial.frames import Decoder, Frame, encode
+from fedmpq.edge_runtime.serial.link import HELLO, REPLY, Line, Link, Patience
 from fedmpq.edge_runtime.serial.wire import Address, Wire, WireError
 from tests.helpers import edge
 
@@ -22,6 +24,42 @@ def version() -> str:
 
 def serve_command(limit: int) -> Address:
     return Address.parse(f"exec:{edge.native()} serve --limit {limit}")
+
+
+def hello(payload: int = 512, limit: int = 1 << 20) -> bytes:
+    """The reply of firmware of this version to a hello: it holds images, and no program."""
+    names = version().encode(), b"scalar", b"board", bytes(32)
+    return struct.pack("<HHIQII16s16s32s32s", 1, payload, 8, limit, 64, 0, *names)
+
+
+class Told:
+    """A device that replies what it is told to.
+
+    Args:
+        replies: of each kind of request, the payload or (type, payload) of the reply; nothing else: an empty one.
+        greeting: payload of the reply to a hello.
+    """
+
+    def __init__(self, replies: Mapping[int, bytes | tuple[int, bytes]], greeting: bytes) -> None:
+        self._replies, self._greeting = replies, greeting
+        self._decoder = Decoder()
+        self._out = b""
+        self._asked = 0
+
+    def write(self, data: bytes) -> None:
+        for frame in self._decoder.feed(data):
+            self._asked += 1
+            assert self._asked < 5000, "asked again and again"
+            told = self._greeting if frame.type == HELLO else self._replies.get(frame.type, b"")
+            kind, payload = told if isinstance(told, tuple) else (frame.type | REPLY, told)
+            self._out += encode(Frame(kind, frame.seq, payload))
+
+    def read(self, _: float) -> bytes:
+        out, self._out = self._out, b""
+        return out
+
+    def close(self) -> None:
+        """Nothing to let go."""
 
 
 class Noise:

@@ -136,6 +136,8 @@ def test_broker_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(found) == "mqtts://example.org:8883"
     assert Broker.from_url("localhost:1884").port == 1884
     assert Broker.from_url("mqtt://h?version=3.1.1").version == 4
-    for bad in ("http://h", "mqtt://", "mqtt://h:99999", "mqtt://h?version=6"):
-        with pytest.raises(UsageError):
+    for bad in ("http://h", "mqtt://", "mqtt://h:99999", "mqtt://h?version=6", "mqtt://[::1", "mqtt://u:s3cret@h:99999",
+                "http://u:s3cret@h", "mqtt://u:s3cret@[::1", "mqtt://u:s3/cret@h", "u:s3cret@h:port"):  # fmt: skip
+        with pytest.raises(UsageError, match=r"no usable port|not understood") as error:
             Broker.from_url(bad)
+        assert "s3" not in str(error.value)

@@ -82,7 +82,6 @@ static int sections(const uint8_t *d, size_t len, span out[SECTIONS])
     size_t start, expected;
     uint64_t total;
     uint8_t hash[32];
-    unsigned found = 0;
     if (len < 8 || memcmp(d, "FMPQART1", 8))
         return FMPQ_E_FILE_MAGIC;
     if (len < HEADER)
@@ -106,26 +105,22 @@ static int sections(const uint8_t *d, size_t len, span out[SECTIONS])
         const uint8_t *e = d + HEADER + (size_t)ENTRY * i;
         const uint64_t at = get64(e + 8), n = get64(e + 16);
         const size_t padded = n <= len ? (size_t)(n + 7) / 8 * 8 : 0;
-        unsigned k = 0;
         if (!all_zero(e + 56, 8) || at != expected || n > len || padded > len - expected)
             return FMPQ_E_FILE_TABLE;
         if (hash_differs(d + at, (size_t)n, e + 24))
             return FMPQ_E_FILE_HASH;
         if (!all_zero(d + at + n, padded - (size_t)n))
             return FMPQ_E_FILE_TABLE;
-        while (k < SECTIONS && memcmp(e, section_names[k], 8))
-            k++;
-        if (k == SECTIONS || found >> k & 1u)
+        if (i >= SECTIONS || memcmp(e, section_names[i], 8))
             return FMPQ_E_FILE_SECTION;
-        found |= 1u << k;
-        out[k].at = (size_t)at;
-        out[k].len = (size_t)n;
-        out[k].entry = (size_t)(e - d);
+        out[i].at = (size_t)at;
+        out[i].len = (size_t)n;
+        out[i].entry = (size_t)(e - d);
         expected += padded;
     }
     if (expected != len)
         return FMPQ_E_FILE_TABLE;
-    return found == (1u << SECTIONS) - 1 ? FMPQ_OK : FMPQ_E_FILE_SECTION;
+    return count == SECTIONS ? FMPQ_OK : FMPQ_E_FILE_SECTION;
 }
 
 /* ---- weights ------------------------------------------------------------------------------------------------ */
@@ -173,14 +168,23 @@ static int weights(fmpq_artifact *a, span w)
 
 /* ---- plan --------------------------------------------------------------------------------------------------- */
 
-enum { BATCH, MICRO, ACT_BITS, GUARD, MOMENTUM, THREADS, CROP, FLIP, DECAY_BN, RECOMPUTE, FIELDS };
+/* sorted by name, as canonical JSON has them */
+enum { ACT_BITS, BATCH, BITS, CROP, DECAY_BN, FLIP, GUARD, MICRO, MOMENTUM, RECOMPUTE, THREADS, FIELDS };
 static const struct {
     const char *name;
     int64_t low, high; /* low = high = 0: a boolean */
 } fields[FIELDS] = {
-    [BATCH] = {"batch", 1, 65535},   [MICRO] = {"micro_batch", 1, 65535}, [ACT_BITS] = {"act_bits", 4, 8}, [GUARD] = {"guard", 0, 8},
-    [MOMENTUM] = {"momentum", 0, 0}, [THREADS] = {"threads", 1, 256},     [CROP] = {"crop", 0, 0},         [FLIP] = {"flip", 0, 0},
-    [DECAY_BN] = {"decay_bn", 0, 0}, [RECOMPUTE] = {"recompute", 0, 0},
+    [ACT_BITS] = {"act_bits", 4, 8},
+    [BATCH] = {"batch", 1, 65535},
+    [BITS] = {"bits", 1, 8}, /* a list */
+    [CROP] = {"crop", 0, 0},
+    [DECAY_BN] = {"decay_bn", 0, 0},
+    [FLIP] = {"flip", 0, 0},
+    [GUARD] = {"guard", 0, 8},
+    [MICRO] = {"micro_batch", 1, 65535},
+    [MOMENTUM] = {"momentum", 0, 0},
+    [RECOMPUTE] = {"recompute", 0, 0},
+    [THREADS] = {"threads", 1, 256},
 };
 
 static int plan_bits(fmpq_artifact *a, fmpq_json *j)
@@ -192,7 +196,7 @@ static int plan_bits(fmpq_artifact *a, fmpq_json *j)
         int64_t n;
         while (r < a->parsed.n_records && !fmpq_record_theta(&a->parsed.rec[r]))
             r++;
-        if (r == a->parsed.n_records || !fmpq_json_int(j, &n) || n < 1 || n > 8)
+        if (r == a->parsed.n_records || !fmpq_json_int(j, &n) || n < fields[BITS].low || n > fields[BITS].high)
             return FMPQ_E_FILE_PLAN;
         a->plan.bits[r++] = (uint8_t)n;
     } while (fmpq_json_take(j, ','));
@@ -203,7 +207,7 @@ static int plan(fmpq_artifact *a, span w)
 {
     fmpq_json j = {(const char *)a->data + w.at, (const char *)a->data + w.at + w.len};
     int64_t value[FIELDS];
-    unsigned seen = 0;
+    unsigned next = 0, seen = 0;
     if (!fmpq_json_take(&j, '{'))
         return FMPQ_E_FILE_JSON;
     do {
@@ -214,12 +218,13 @@ static int plan(fmpq_artifact *a, span w)
             return FMPQ_E_FILE_JSON;
         while (k < FIELDS && (strlen(fields[k].name) != len || memcmp(fields[k].name, name, len)))
             k++;
-        if (k == FIELDS && (len != 4 || memcmp(name, "bits", 4)))
+        if (k == FIELDS)
             return FMPQ_E_FILE_PLAN;
-        if (seen >> k & 1u)
+        if (k < next) /* twice, or not in order */
             return FMPQ_E_FILE_JSON;
-        seen |= 1u << k;
-        if (k == FIELDS) {
+        next = k + 1;
+        seen++;
+        if (k == BITS) {
             const int err = plan_bits(a, &j);
             if (err)
                 return err;
@@ -232,7 +237,7 @@ static int plan(fmpq_artifact *a, span w)
     } while (fmpq_json_take(&j, ','));
     if (!fmpq_json_take(&j, '}') || j.p != j.end)
         return FMPQ_E_FILE_JSON;
-    if (seen != (2u << FIELDS) - 1 || value[MICRO] > value[BATCH])
+    if (seen != FIELDS || value[MICRO] > value[BATCH])
         return FMPQ_E_FILE_PLAN;
     a->batch = (uint32_t)value[BATCH];
     a->plan.batch = (uint32_t)value[MICRO];
@@ -253,32 +258,27 @@ static int plan(fmpq_artifact *a, span w)
 /* the object {"plan":"…","program":"…","weights":"…"} */
 static int manifest_hashes(fmpq_artifact *a, fmpq_json *j, const span w[SECTIONS])
 {
-    unsigned seen = 0;
-    if (!fmpq_json_take(j, '{'))
-        return FMPQ_E_FILE_MANIFEST;
-    do {
+    static const uint8_t sorted[MANIFEST] = {PLAN, PROGRAM, WEIGHTS};
+    for (unsigned i = 0; i < MANIFEST; i++) {
         const char *name, *hex;
         size_t len, digits;
         char want[65];
         uint8_t hash[32];
-        unsigned k = 0;
+        const unsigned k = sorted[i];
+        if (!fmpq_json_take(j, i ? ',' : '{'))
+            return FMPQ_E_FILE_MANIFEST;
         if (!fmpq_json_string(j, &name, &len) || !fmpq_json_take(j, ':') || !fmpq_json_string(j, &hex, &digits))
             return FMPQ_E_FILE_JSON;
-        while (k < MANIFEST && (strlen(section_names[k]) != len || memcmp(section_names[k], name, len)))
-            k++;
-        if (k == MANIFEST || seen >> k & 1u)
+        if (strlen(section_names[k]) != len || memcmp(section_names[k], name, len))
             return FMPQ_E_FILE_MANIFEST;
-        seen |= 1u << k;
         fmpq_sha256_of(a->data + w[k].at, w[k].len, hash);
         fmpq_hex(hash, 32, want);
         if (digits != 64 || memcmp(hex, want, 64))
             return FMPQ_E_FILE_HASH;
         if (k == WEIGHTS)
             a->manifest_hash = (size_t)((const uint8_t *)hex - a->data);
-    } while (fmpq_json_take(j, ','));
-    if (!fmpq_json_take(j, '}'))
-        return FMPQ_E_FILE_JSON;
-    return seen == (1u << MANIFEST) - 1 ? FMPQ_OK : FMPQ_E_FILE_MANIFEST;
+    }
+    return fmpq_json_take(j, '}') ? FMPQ_OK : FMPQ_E_FILE_JSON;
 }
 
 static int manifest(fmpq_artifact *a, const span w[SECTIONS])

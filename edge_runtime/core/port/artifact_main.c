@@ -6,6 +6,7 @@
 #include "board.h"
 #include "golden.h"
 #include "semihost.h"
+#include "sha256.h"
 #include <string.h>
 
 extern const uint8_t fmpq_artifact_data[];
@@ -31,7 +32,8 @@ static void check(const char *what, int code)
 int main(void)
 {
     /* what planning needs lies at the arena's end, where no session state will be */
-    uint8_t *scratch = arena + sizeof(arena) / 64 * 64 - (fmpq_plan_scratch() + 63) / 64 * 64;
+    const size_t planning = (fmpq_plan_scratch() + 63) / 64 * 64;
+    uint8_t *scratch = arena + sizeof(arena) / 64 * 64 - planning;
     const fmpq_stream noise = {1, 2};
     fmpq_memory mem;
     fmpq_session *s;
@@ -40,7 +42,10 @@ int main(void)
     uint8_t state[32];
     char hex[65];
     check("artifact", fmpq_artifact_open(fmpq_artifact_data, fmpq_artifact_size, &artifact));
-    check("plan", fmpq_plan_memory(&artifact.parsed, &artifact.plan, scratch, &mem, NULL, 0));
+    check("plan", planning > sizeof(arena) ? FMPQ_E_ARENA : fmpq_plan_memory(&artifact.parsed, &artifact.plan, scratch, &mem, NULL, 0));
+    if (mem.total > sizeof(arena) || mem.state + planning > sizeof(arena) || /* planes are read to behind the state, to be hashed */
+        mem.state + fmpq_golden_scratch(&artifact.parsed) > sizeof(arena))
+        check("arena", FMPQ_E_ARENA);
     check("session", fmpq_init(&artifact.parsed, &artifact.plan, arena, sizeof(arena), scratch, &s));
     check("weights", fmpq_artifact_load(&artifact, s));
     memset(&hyper, 0, sizeof(hyper));

@@ -118,16 +118,13 @@ static void refuse(fmpq_server *s, int code)
     put(s, text, (uint32_t)(strlen(text) < 100 ? strlen(text) : 100));
 }
 
-/* ---- memory: the mailbox takes what comes in before it is used, samples wait behind the session -------------------- */
+/* ---- memory: the mailbox takes what comes in before it is used, samples wait behind the session --------------------
+ * The mailbox is everything behind the session's state, for a plane may be larger than a step's buffers. It may cover samples, which is no
+ * harm: each step's are sent before it and checked with it. */
 
 static size_t mailbox_at(const fmpq_server *s)
 {
     return s->session ? (size_t)s->mem.state : 0;
-}
-
-static size_t mailbox_end(const fmpq_server *s)
-{
-    return s->session ? (size_t)s->mem.total : s->limit;
 }
 
 static void *planning(const fmpq_server *s)
@@ -141,7 +138,7 @@ static void *planning(const fmpq_server *s)
 static int write_bytes(fmpq_server *s, request *q)
 {
     const uint32_t space = u8(q), offset = u32(q), n = q->left;
-    const size_t at = space ? (size_t)s->samples_at : mailbox_at(s), end = space ? s->limit : mailbox_end(s);
+    const size_t at = space ? (size_t)s->samples_at : mailbox_at(s), end = s->limit;
     if (q->bad || space > 1)
         return FMPQ_S_LENGTH;
     if (space && !s->session)
@@ -156,7 +153,7 @@ static int write_bytes(fmpq_server *s, request *q)
 static const uint8_t *mail(const fmpq_server *s, uint32_t len, uint32_t crc, int *err)
 {
     const uint8_t *p = s->arena + mailbox_at(s);
-    if (len > mailbox_end(s) - mailbox_at(s))
+    if (len > s->limit - mailbox_at(s))
         *err = FMPQ_S_ROOM;
     else if (fmpq_crc32(0, p, len) != crc)
         *err = FMPQ_S_CRC;
@@ -344,7 +341,7 @@ static int read_plane(fmpq_server *s, request *q)
     if (r == FMPQ_MAX_RECORDS)
         return FMPQ_E_LAYER;
     size = (fmpq_record_theta(&s->program.rec[r]) + 7u) / 8u;
-    if (size > mailbox_end(s) - mailbox_at(s))
+    if (size > s->limit - mailbox_at(s))
         return FMPQ_S_ROOM;
     err = fmpq_read_plane(s->session, r, number, copy, size);
     return err ? err : put_part(s, copy, size, offset, n);
@@ -362,7 +359,7 @@ static int read_params(fmpq_server *s, request *q)
     if (r == FMPQ_MAX_RECORDS)
         return FMPQ_E_LAYER;
     size = fmpq_params_size(&s->program.rec[r]);
-    if (size > mailbox_end(s) - mailbox_at(s))
+    if (size > s->limit - mailbox_at(s))
         return FMPQ_S_ROOM;
     err = fmpq_read_params(s->session, r, &step, copy, size);
     if (err)

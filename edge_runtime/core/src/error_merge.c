@@ -186,19 +186,10 @@ void fmpq_contribute_skip(fmpq_session *s, uint32_t i)
 {
     const fmpq_record *r = &s->p->rec[i];
     const fmpq_tensor_error *e = &s->err[i + 1];
-    fmpq_tensor_error *t = &s->err[r->skip];
-    if (r->skip_kind == FMPQ_SKIP_NONE)
-        return;
-    if (s->slot[i].skip_merges) {
-        if (r->skip_kind == FMPQ_SKIP_IDENTITY)
-            merge_same(s, r->skip, e->offset, e->ex, e->mx, s->count * s->d[i].out_size);
-        else
-            merge_option_a(s, r->skip, i);
-    } else if (r->skip_kind == FMPQ_SKIP_IDENTITY) {
-        t->offset = e->offset;
-        t->ex = e->ex;
-        t->mx = e->mx;
-    } else {
-        t->pending = (uint16_t)i;
-    }
+    if (r->skip_kind == FMPQ_SKIP_IDENTITY)
+        contribute(s, r->skip, e->offset, s->slot[i].skip_merges, e->ex, e->mx, s->count * s->d[i].out_size);
+    else if (r->skip_kind == FMPQ_SKIP_OPTION_A && s->slot[i].skip_merges)
+        merge_option_a(s, r->skip, i);
+    else if (r->skip_kind == FMPQ_SKIP_OPTION_A)
+        s->err[r->skip].pending = (uint16_t)i;
 }

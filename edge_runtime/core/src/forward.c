@@ -50,7 +50,7 @@ static void convolve(void *arg, uint32_t sample, uint32_t worker)
         win.rows = s->d[f->r].compact ? (job.rows - 1) * r->stride + r->kh : f->tile.rows;
         fmpq_input_rows(s, f->r, sample, &f->tile, win, mine + f->w.tile, mine + f->w.stream);
         if (r->groups > 1)
-            fmpq_grouped_forward(r, &job, (const int16_t *)(const void *)(f->work + f->w.pack), f->tile.c);
+            fmpq_grouped_forward(r, &job, (const int16_t *)(const void *)(f->work + f->w.pack));
         else
             s->k->igemm(&job);
     }

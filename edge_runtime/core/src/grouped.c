@@ -6,10 +6,9 @@ static int16_t narrow(int32_t acc, int32_t shift)
     return (int16_t)fmpq_clamp64(fmpq_reven64(acc, shift), -32767, 32767);
 }
 
-void fmpq_grouped_forward(const fmpq_record *r, const fmpq_igemm *j, const int16_t *q, int32_t tile_c)
+void fmpq_grouped_forward(const fmpq_record *r, const fmpq_igemm *j, const int16_t *q)
 {
     const int32_t cig = r->cin / r->groups, cog = r->cout / r->groups, len = cig * r->kh * r->kw;
-    (void)tile_c;
     for (int32_t y = 0; y < j->rows; y++)
         for (int32_t x = 0; x < j->cols; x++)
             for (int32_t co = 0; co < j->co; co++) {

@@ -19,7 +19,7 @@ typedef struct fmpq_slots {
     uint32_t pack_b;                 /* weights of the error pass to the input, packed before the weights change; FMPQ_NONE: packed there */
     uint8_t stream_in_backward;      /* the stream buffer is still alive in the backward pass */
     uint8_t e_in_merges;             /* 1: e_in merges into the error of the input tensor, which exists; 2: a pending option-A error merges into e_in */
-    uint8_t skip_merges;             /* 1: the skip's error exists: e_out merges into it; 0: e_out becomes it, or waits (option A); of a concatenation as e_in_merges */
+    uint8_t skip_merges;             /* of e_out (concatenation: xhat) and the skip's error, as e_in_merges; option A: 1 or, where e_out waits, 0 */
     uint8_t refill;                  /* the stream buffer of the backward pass is filled again before the error pass of record refill - 1; 0: never */
     uint32_t again;                  /* that buffer */
     uint8_t refilled;                /* it is filled now */
@@ -95,8 +95,8 @@ uint32_t fmpq_tables_size(uint32_t n_records);
 
 /* plan.c */
 int fmpq_derive(const fmpq_program *p, const fmpq_plan *plan, fmpq_derived *d);
-int fmpq_layout(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, void *scratch, fmpq_slots *slots, fmpq_memory *mem,
-                fmpq_buffer *buffers, uint32_t cap);
+int fmpq_layout(const fmpq_program *p, const fmpq_plan *plan, void *scratch, fmpq_slots *slots, fmpq_memory *mem, fmpq_buffer *buffers,
+                uint32_t cap);
 
 /* workspace.c: sizes of one op's work area and its parts, used by the planner and by the op alike */
 typedef struct fmpq_geometry { /* the padded tile of a convolution's input (forward) or error (backward) */
@@ -214,11 +214,6 @@ static inline int32_t fmpq_gamma(int32_t gacc)
 {
     const int64_t v = fmpq_rshift64(gacc, 16);
     return (int32_t)fmpq_clamp64(v, -32767, 32767);
-}
-
-static inline int32_t fmpq_beta(int32_t bacc)
-{
-    return (int32_t)fmpq_rshift64(bacc, 8);
 }
 
 /* parameters of a conv record in the arena */

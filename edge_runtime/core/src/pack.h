@@ -15,7 +15,7 @@ int32_t fmpq_e_shift(const fmpq_record *r, int n);
 void fmpq_normaliser(int64_t v8, int64_t mu8, int32_t *a, int32_t *b, int32_t *sh);
 
 /* grouped.c: plain loops for groups > 1; tiles as for the dense kernels, weights OHWI int16 */
-void fmpq_grouped_forward(const fmpq_record *r, const fmpq_igemm *j, const int16_t *q, int32_t tile_c);
+void fmpq_grouped_forward(const fmpq_record *r, const fmpq_igemm *j, const int16_t *q);
 void fmpq_grouped_input(const fmpq_record *r, int32_t rows, const uint8_t *e, const fmpq_geometry *t, const int16_t *q, int32_t shift, int16_t *out);
 void fmpq_grouped_weight(const fmpq_record *r, int32_t rows, const uint8_t *a, const fmpq_geometry *t, const int8_t *e, int32_t *g);
 /* tensors.c: the activations of a conv record computed from x-hat even where a buffer for them exists */

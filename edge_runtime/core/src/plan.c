@@ -31,6 +31,12 @@ static int has_weights(const fmpq_record *r)
     return r->kind == FMPQ_CONV || r->kind == FMPQ_CLASSIFIER;
 }
 
+/* the largest sum of `terms` products of a value up to `most` and a weight of record r */
+static uint64_t most_of_sum(const fmpq_plan *plan, uint32_t r, uint32_t terms, uint32_t most)
+{
+    return (uint64_t)terms * most * ((1u << plan->bits[r]) - 1u);
+}
+
 int fmpq_derive(const fmpq_program *p, const fmpq_plan *plan, fmpq_derived *d)
 {
     uint32_t kept = 0;
@@ -59,6 +65,10 @@ int fmpq_derive(const fmpq_program *p, const fmpq_plan *plan, fmpq_derived *d)
         x->cp = (int32_t)fmpq_up(r->cin, 4);
         x->cop = (int32_t)fmpq_up(r->cout, 16);
         x->amax = r->input ? (1 << plan->act_bits) - 1 : 255;
+        /* what a convolution adds up, forward and to its input, is int32; errors are read with 128 added */
+        if (r->kind == FMPQ_CONV && (most_of_sum(plan, i, x->row_len, (uint32_t)x->amax) > INT32_MAX ||
+                                     (r->input && most_of_sum(plan, i, (uint32_t)r->kh * r->kw * (r->cout / r->groups), 128) > INT32_MAX)))
+            return FMPQ_E_PLAN_SUMS;
         x->act_shift = r->input ? p->rec[r->input - 1].t_out + 8 - plan->act_bits : 0;
         x->gs = fmpq_bitlen64((uint64_t)x->amax * 127u * m) - 31;
         x->gs = x->gs > 0 ? x->gs : 0;
@@ -204,13 +214,14 @@ static int plan_errors(const fmpq_program *p, const fmpq_plan *plan, scratch *s)
         if (x->kind == FMPQ_CONCAT) {
             s->id_xhat[r] = add(s, (uint64_t)plan->batch * s->d[x->skip - 1].out_size * 2, to_input, to_input, FMPQ_BUF_ERROR, r);
             sl->skip_merges = take_error(p, s, x->skip, s->id_xhat[r], to_input);
-        } else if (x->skip_kind != FMPQ_SKIP_NONE) {
+        } else if (x->skip_kind == FMPQ_SKIP_IDENTITY) {
+            extend(s, out, to_input);
+            sl->skip_merges = take_error(p, s, x->skip, out, to_input);
+        } else if (x->skip_kind == FMPQ_SKIP_OPTION_A) {
             extend_carried(p, s, r, out, to_input);
             if (s->tensor_buf[x->skip] != NO_BUF) {
                 sl->skip_merges = 1;
                 extend(s, s->tensor_buf[x->skip], to_input);
-            } else if (x->skip_kind == FMPQ_SKIP_IDENTITY) {
-                s->tensor_buf[x->skip] = out;
             } else {
                 s->pending[x->skip] = (uint16_t)r;
             }
@@ -494,12 +505,11 @@ static int layout(const fmpq_program *p, const fmpq_plan *plan, scratch *s, fmpq
     return FMPQ_OK;
 }
 
-int fmpq_layout(const fmpq_program *p, const fmpq_plan *plan, const fmpq_derived *d, void *scratch_, fmpq_slots *slots, fmpq_memory *mem,
-                fmpq_buffer *buffers, uint32_t cap)
+int fmpq_layout(const fmpq_program *p, const fmpq_plan *plan, void *scratch_, fmpq_slots *slots, fmpq_memory *mem, fmpq_buffer *buffers,
+                uint32_t cap)
 {
     scratch *s = scratch_;
     const int err = layout(p, plan, s, mem);
-    (void)d;
     if (err)
         return err;
     if (slots)
@@ -522,5 +532,5 @@ int fmpq_plan_memory(const fmpq_program *p, const fmpq_plan *plan, void *scratch
 {
     if (!p || !plan || !scratch_ || !out)
         return FMPQ_E_NULL;
-    return fmpq_layout(p, plan, NULL, scratch_, NULL, out, buffers, cap);
+    return fmpq_layout(p, plan, scratch_, NULL, out, buffers, cap);
 }

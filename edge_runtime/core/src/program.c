@@ -56,7 +56,7 @@ static int check_skip(const fmpq_program *p, const fmpq_record *r, uint32_t i)
 {
     const fmpq_record *s;
     if (r->skip_kind == FMPQ_SKIP_NONE)
-        return r->skip == FMPQ_NO_TENSOR ? FMPQ_OK : FMPQ_E_PROGRAM_TOPOLOGY;
+        return r->skip == FMPQ_NO_TENSOR && !r->skip_pad_c ? FMPQ_OK : FMPQ_E_PROGRAM_TOPOLOGY;
     if (r->skip_kind != FMPQ_SKIP_IDENTITY && r->skip_kind != FMPQ_SKIP_OPTION_A)
         return FMPQ_E_PROGRAM_KIND;
     if (r->skip == 0 || r->skip > i || r->skip == r->input)
@@ -104,7 +104,7 @@ static int check_record(const fmpq_program *p, uint32_t i)
     if (r->kind == FMPQ_CLASSIFIER) {
         const int ok = i + 1u == p->n_records && r->kh == 1 && r->kw == 1 && r->stride == 1 && !r->pad && r->groups == 1 &&
                        r->cout == p->classes && r->h_in == 1 && r->w_in == 1 && r->h_out == 1 && r->w_out == 1 && (uint32_t)r->cin == h * w * c &&
-                       r->skip_kind == FMPQ_SKIP_NONE;
+                       r->skip_kind == FMPQ_SKIP_NONE && !r->t_out;
         return ok ? check_skip(p, r, i) : FMPQ_E_PROGRAM_SHAPE;
     }
     if (i + 1u == p->n_records)
@@ -126,9 +126,9 @@ static int check_record(const fmpq_program *p, uint32_t i)
             return FMPQ_E_PROGRAM_SHAPE;
         return check_skip(p, r, i);
     }
-    if (r->groups != 1 || r->cin != r->cout || r->skip_kind || r->skip != FMPQ_NO_TENSOR)
+    if (r->groups != 1 || r->cin != r->cout || r->skip_kind || r->skip != FMPQ_NO_TENSOR || r->skip_pad_c)
         return FMPQ_E_PROGRAM_KIND;
-    if (r->t_out)
+    if (r->t_out || (r->kind != FMPQ_MAXPOOL && r->pad))
         return FMPQ_E_PROGRAM_KIND;
     if (r->kind == FMPQ_GLOBALPOOL && (r->h_out != 1 || r->w_out != 1 || r->kh > 64 || r->kw > 64 || r->kh != r->h_in || r->kw != r->w_in))
         return FMPQ_E_PROGRAM_SHAPE;

@@ -45,7 +45,7 @@ int fmpq_init(const fmpq_program *program, const fmpq_plan *plan, void *buf, siz
     fmpq_tables(s, program->n_records);
     err = fmpq_derive(program, plan, s->d);
     if (!err)
-        err = fmpq_layout(program, plan, s->d, scratch, s->slot, &mem, NULL, 0);
+        err = fmpq_layout(program, plan, scratch, s->slot, &mem, NULL, 0);
     for (uint32_t r = 0; r < program->n_records; r++) {
         s->layer[r].n = plan->bits[r];
         s->layer[r].g = plan->bits[r] ? plan->guard : 0;

@@ -37,7 +37,7 @@ static void strip_of(const weight_pass *f, uint8_t *mine, const int8_t *e, int32
     if (d->gs)
         memset(g, 0, f->cells * 4u);
     if (r->groups > 1) {
-        fmpq_grouped_weight(r, rows, mine + f->w.tile, &f->tile, e, g);
+        fmpq_grouped_weight(r, rows, mine + f->w.tile + row * f->tile.cols * f->tile.c, &f->tile, e, g);
         for (int32_t p = 0; p < rows * r->w_out; p++)
             for (int32_t c = 0; c < r->cout; c++)
                 sums[c] += e[p * r->cout + c];
@@ -76,6 +76,8 @@ static void sample_of(const weight_pass *f, uint32_t sample, uint32_t worker, in
     const fmpq_derived *d = &s->d[f->r];
     uint8_t *mine = f->work + f->w.thread0 + worker * f->w.thread_size;
     const int8_t *e = (const int8_t *)(s->base + s->slot[f->r].xhat) + (size_t)sample * d->out_size;
+    /* rows whose products fit an int32 together; fewer than a strip has only in large maps, where d->gs > 0 adds them up in 64 bits */
+    const int32_t most = INT32_MAX / (d->amax * 127 * r->w_out);
     fmpq_window win = {0, 0, 0, 0};
     for (int32_t y0 = 0; y0 < r->h_out; y0 += d->strip) {
         const int32_t rows = r->h_out - y0 < d->strip ? r->h_out - y0 : d->strip;
@@ -90,8 +92,9 @@ static void sample_of(const weight_pass *f, uint32_t sample, uint32_t worker, in
             else if (r->groups == 1)
                 to_planes(f, mine, 0, win.rows, 0);
         }
-        if (what == GRADIENT)
-            strip_of(f, mine, e + y0 * r->w_out * r->cout, rows, d->planar_once ? y0 * r->stride : 0);
+        for (int32_t y = 0; what == GRADIENT && y < rows; y += most)
+            strip_of(f, mine, e + (y0 + y) * r->w_out * r->cout, rows - y < most ? rows - y : most,
+                     ((d->planar_once ? y0 : 0) + y) * r->stride);
     }
 }
 

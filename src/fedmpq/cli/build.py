@@ -16,7 +16,7 @@ from fedmpq.errors import UsageError
         "fedmpq build --profile rpi-zero-2w",
         "fedmpq build --profile rpi-4 --what wheel --out dist",
         "fedmpq build --profile stm32f746 --what firmware --artifact resnet8.fmpq",
-        "fedmpq build --profile stm32f746 --what gateway",
+        "fedmpq build --profile stm32f746 --what gateway --records 64",
     )
 )
 @click.option("--profile", "profile_name", required=True, help="Device class, a name or a TOML file.")
@@ -37,13 +37,24 @@ from fedmpq.errors import UsageError
     "--shard", type=click.Path(path_type=Path), help="With --what gateway: the board's own images, put into its flash."
 )
 @click.option(
+    "--records",
+    type=click.IntRange(1, 64),
+    help="With --what gateway: records of the largest program it takes.  [default: 12 or 64, by the board's memory]",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the result.  [default: build/edge/PROFILE]",
 )
 @json_option
 def command(
-    profile_name: str, what: str, artifact: Path | None, shard: Path | None, out: Path | None, as_json: bool
+    profile_name: str,
+    what: str,
+    artifact: Path | None,
+    shard: Path | None,
+    records: int | None,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Build programs for a device class on this machine.
 
@@ -54,6 +65,8 @@ def command(
 
     if shard is not None and what != "gateway":
         raise UsageError("--shard is for --what gateway")
+    if records is not None and what != "gateway":
+        raise UsageError("--records is for --what gateway")
     if (artifact is not None) != (what == "firmware"):
         raise UsageError("--artifact is for --what firmware, which needs one")
     profile = load(profile_name)
@@ -65,7 +78,7 @@ def command(
             built = image.build(profile, artifact, folder, advance)
     elif what == "gateway":
         with progress(f"compiling for {profile.name}", gateway.file_count(profile)) as advance:
-            built = gateway.build(profile, folder, advance, shard=shard)
+            built = gateway.build(profile, folder, advance, shard=shard, records=records or 0)
     else:
         with progress(f"compiling for {profile.name}", edge.file_count(profile)) as advance:
             built = edge.build(profile, folder, advance)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fedmpq.errors import FedmpqError
+from fedmpq.errors import ConfigError, FedmpqError
 from fedmpq.toolchain.sources import Unit
 
 
@@ -38,9 +39,10 @@ def compile_all(
 
     Raises:
         BuildError: with the compiler's message.
+        ConfigError: FEDMPQ_JOBS is no number above 0.
     """
+    workers = jobs or _jobs()
     out.mkdir(parents=True, exist_ok=True)
-    workers = jobs or int(os.environ.get("FEDMPQ_JOBS") or os.cpu_count() or 1)
 
     def one(unit: Unit) -> Path:
         target = out / f"{unit.path.parent.name}-{unit.path.stem}.o"
@@ -82,19 +84,31 @@ def run(command: Sequence[str], what: str) -> str:
 def _compile(compiler: Sequence[str], unit: Unit, flags: Sequence[str], target: Path) -> None:
     command = [*compiler, *unit.flags, *flags, "-c", str(unit.path), "-o", str(target)]
     stamp, depends = target.with_suffix(".json"), target.with_suffix(".d")
-    if _fresh(target, stamp, command):
+    if _fresh(target, stamp, command, unit):
         return
     run([*command, "-MMD", "-MF", str(depends)], f"compiling {unit.path.name}")
-    words = depends.read_text().replace("\\\n", " ").split()
-    read = [word for word in words if not word.endswith(":") and Path(word).is_file()]
-    state = {"command": command, "read": {name: _digest(Path(name)) for name in read}}
+    read = {str(unit.path), *(name for name in _names(depends.read_text()) if Path(name).is_file())}
+    state = {"command": command, "read": {name: _digest(Path(name)) for name in sorted(read)}}
     stamp.write_text(json.dumps(state))
 
 
-def _fresh(target: Path, stamp: Path, command: list[str]) -> bool:
+def _names(rule: str) -> list[str]:
+    """The files that a rule for make names behind its target; gcc writes a space in a name as backslash and space."""
+    words = re.split(r"(?<!\\)\s+", rule.replace("\\\n", " ").strip())
+    return [re.sub(r"\\([ #])", r"\1", word).replace("$$", "$") for word in words[1:]]
+
+
+def _jobs() -> int:
+    asked = os.environ.get("FEDMPQ_JOBS", "")
+    if asked and not (asked.isdecimal() and int(asked)):
+        raise ConfigError(f"FEDMPQ_JOBS = {asked[:40]!r} is no number of compilers", "1 or more")
+    return int(asked or os.cpu_count() or 1)
+
+
+def _fresh(target: Path, stamp: Path, command: list[str], unit: Unit) -> bool:
     try:
         state = json.loads(stamp.read_text())
-        same = state["command"] == command and target.is_file()
+        same = state["command"] == command and target.is_file() and str(unit.path) in state["read"]
         return same and all(_digest(Path(name)) == digest for name, digest in state["read"].items())
     except (OSError, ValueError, KeyError):
         return False

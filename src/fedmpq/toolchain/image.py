@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedmpq.edge_runtime import artifact, core
+from fedmpq.edge_runtime.native import MAX_RECORDS, library
 from fedmpq.errors import BudgetError, ConfigError
 from fedmpq.firmware_profiles import Profile
 from fedmpq.toolchain import firmware, sources
@@ -15,6 +16,8 @@ from fedmpq.toolchain.compile import BuildError
 PORTS = (
     "artifact.c", "artifact_main.c", "golden.c", "json.c", "memory_bare.c", "semihost.c", "sha256.c", "startup.c",
 )  # fmt: skip
+
+_ALIGN = 64
 
 
 def c_array(data: bytes, name: str) -> str:
@@ -49,7 +52,8 @@ def build(
     held = artifact.read(file)
     program = core.Program(held.program)
     plan = core.Plan(**{**held.plan, "bits": tuple(held.plan["bits"]), "threads": 1})
-    needed = core.plan_memory(program, plan).total
+    records = max(firmware.RECORDS, len(program.records))
+    needed = _arena(program, plan, records)
     height, width, channels = program.in_shape
     images = plan.batch * height * width * channels
     # the tables of the parsed artifact are sized by its records
@@ -67,7 +71,7 @@ def build(
     data.write_text(c_array(file.read_bytes(), "fmpq_artifact"))
     given = {
         "FMPQ_ARENA": needed, "FMPQ_BATCH": plan.batch, "FMPQ_IMAGES": images, "FMPQ_STEPS": steps,
-        "FMPQ_MAX_RECORDS": max(firmware.RECORDS, len(program.records)),
+        "FMPQ_MAX_RECORDS": records,
     }  # fmt: skip
     try:
         return firmware.program(profile, [*sources.ports(*PORTS), data], given, out, "image.elf", advance)
@@ -80,6 +84,16 @@ def build(
         more = int(found[2])
         problem = f"{file.name} and its firmware need {more} bytes more than the {size} of {what} of {profile.name}"
         raise BudgetError(problem, needed=size + more, available=size) from None
+
+
+def _arena(program: core.Program, plan: core.Plan, records: int) -> int:
+    """Bytes of the arena: a session; before it the planner's tables, after it planes to be hashed, behind the state."""
+    planned = core.plan_memory(program, plan)
+    # the tables of a build grow with its records; here they are for MAX_RECORDS, with a few bytes of any number
+    tables = int(library().fmpq_plan_scratch()) * records // MAX_RECORDS + _ALIGN
+    blob = max(max((layer.theta + 7) // 8, layer.params_bytes) for layer in program.weight_layers)
+    needed = max(planned.total, planned.persistent + max(tables, blob))
+    return -(-needed // _ALIGN) * _ALIGN
 
 
 def file_count(profile: Profile) -> int:

@@ -217,6 +217,18 @@ def damaged_parameters(closed: Closed) -> None:
     closed.say("a", [(topics.UPDATE, encode(with_layer(update, params=protocol.digest(params))))])
 
 
+def not_unicode(closed: Closed) -> None:
+    """An enrolled device's refusal with half a surrogate pair, which no database takes."""
+    refusal = encode(protocol.Refusal("test", 1, "0" * 64, "memory", 1, 1, "half"))
+    closed.say("a", [(topics.UPDATE, refusal.replace(b'"half"', b'"\\ud800"'))])
+
+
+def another_form(closed: Closed) -> None:
+    """A good update with a space in it."""
+    update = closed.fleet.train("a")[0][1]
+    closed.say("a", [(topics.UPDATE, update.replace(b",", b", ", 1))])
+
+
 #: Attack, the reason counted, and whether the device whose name was used is out of the round (its own fault, or its
 #: enrolled key was used).
 ATTACKS: list[tuple[Attack, str, bool]] = [
@@ -235,6 +247,8 @@ ATTACKS: list[tuple[Attack, str, bool]] = [
     (wrong_shape, "shape", True),
     (more_bits, "range", True),
     (wrong_length, "malformed", False),
+    (not_unicode, "malformed", False),
+    (another_form, "malformed", False),
     (damaged_parameters, "range", True),
 ]
 

@@ -37,7 +37,7 @@ def test_any_order_with_duplicates(size: int) -> None:
 def test_the_bitmap_names_what_is_missing() -> None:
     sha256, blob = blob_of(10 * chunks.CHUNK_SIZE - 5)
     whole = chunks.Assembly(sha256, len(blob))
-    assert whole.bitmap == chunks.full_bitmap(len(blob)) == "ff03"
+    assert whole.bitmap == "ff03"
     for index in (0, 3, 9):
         whole.add(chunks.decode_chunk(chunks.encode_chunk(sha256, blob, index)))
     missing = chunks.indices_of(whole.bitmap, whole.count)

@@ -60,6 +60,48 @@ def test_a_child_killed_for_memory_bounds_the_budget(program_file: Path, monkeyp
     assert found.budget_bytes == ceiling == planned(4) - 1
 
 
+@pytest.mark.parametrize("kind", [bytes, str])
+def test_a_child_that_takes_too_long_keeps_what_it_has_measured(
+    program_file: Path, monkeypatch: pytest.MonkeyPatch, kind: type, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = '{{"bits": {0}, "planned_bytes": {1}, "measured_bytes": {1}}}\n'
+    lines = row.format(1, planned(1)) + row.format(2, planned(2)) + '{"bits": 3, "plan'
+
+    def late(command: list[str], **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, 900, lines.encode() if kind is bytes else lines)
+
+    monkeypatch.setattr(subprocess, "run", late)
+    sizes, _ = profile.trials_in_child(core, program_file, SETTINGS, 10**8, 1)
+    assert [size.planned_bytes for size in sizes] == [planned(bits) for bits in range(1, 9)]
+    assert [size.measured_bytes is not None for size in sizes] == [True] * 2 + [False] * 6
+    assert "2 widths took over 900 s" in caplog.text
+
+
+@pytest.mark.parametrize("out", [None, b"", b'{"bits": 1'])
+def test_a_child_that_measures_nothing_in_its_time_is_an_error(
+    program_file: Path, monkeypatch: pytest.MonkeyPatch, out: bytes | None
+) -> None:
+    def late(command: list[str], **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, 900, out)
+
+    monkeypatch.setattr(subprocess, "run", late)
+    with pytest.raises(CoreError, match=r"took over 900 s .*smaller batch"):
+        profile.trials_in_child(core, program_file, SETTINGS, 10**8, 1)
+
+
+def test_a_full_precision_trial_that_takes_too_long_is_an_error(
+    program_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = pytest.importorskip("fedmpq.edge_runtime.ort.agent")
+
+    def late(command: list[str], **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, 900)
+
+    monkeypatch.setattr(subprocess, "run", late)
+    with pytest.raises(CoreError, match="took over 900 s"):
+        agent.trial_in_child(program_file, 8, 1)
+
+
 def test_a_child_that_fails_otherwise_is_an_error(program_file: Path) -> None:
     program_file.write_bytes(b"no program")
     with pytest.raises(CoreError, match="trial step failed"):

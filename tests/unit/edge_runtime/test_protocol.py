@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedmpq.coordinator.config import RunConfig
 from fedmpq.edge_runtime import protocol, topics
-from fedmpq.errors import ProtocolError, UsageError
+from fedmpq.errors import ConfigError, ProtocolError, UsageError
 from tests.helpers import messages
 
 EACH = messages.one_of_each()
@@ -20,6 +21,11 @@ EACH = messages.one_of_each()
 
 def kind(key: str) -> str:
     return key.partition("#")[0]
+
+
+def canonical(fields: dict[str, object]) -> bytes:
+    """As `schema.dump_json` for ASCII, but of anything: what is not ASCII is escaped."""
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
 @pytest.mark.parametrize("key", EACH)
@@ -43,9 +49,9 @@ def test_missing_and_unknown_keys_are_named(key: str) -> None:
     for name in fields:
         less = {k: v for k, v in fields.items() if k != name}
         with pytest.raises(ProtocolError, match=f"'{name}'|version|type"):
-            protocol.decode(kind(key), json.dumps(less).encode())
+            protocol.decode(kind(key), canonical(less))
     with pytest.raises(ProtocolError, match="unknown key 'extra'"):
-        protocol.decode(kind(key), json.dumps({**fields, "extra": 1}).encode())
+        protocol.decode(kind(key), canonical({**fields, "extra": 1}))
 
 
 @pytest.mark.parametrize("key", EACH)
@@ -68,12 +74,14 @@ def test_flipped_bits_never_raise_anything_else(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", EACH)
-@pytest.mark.parametrize("value", [None, True, -1, 2**70, 1.5, "", "x" * 500, [], {}, [[]], float("nan"), "\n"])
+@pytest.mark.parametrize(
+    "value", [None, True, -1, 2**70, 1.5, "", "x" * 500, [], {}, [[]], float("nan"), "\n", "\ud800"]
+)
 def test_a_wrong_value_in_any_field_gives_a_protocol_error_or_a_message(key: str, value: object) -> None:
     fields = json.loads(protocol.encode(EACH[key]))
     for name in fields:
         try:
-            found = protocol.decode(kind(key), json.dumps({**fields, name: value}).encode())
+            found = protocol.decode(kind(key), canonical({**fields, name: value}))
         except ProtocolError:
             continue
         protocol.encode(found)  # what is let in can be sent on
@@ -92,8 +100,14 @@ def test_arbitrary_bytes(data: bytes, where: str) -> None:
         (b'{"v":1,"v":1,"type":"round"}', "twice"),
         (b'{"v":1.0,"type":"round"}', "not an integer"),
         (b'{"v":NaN,"type":"round"}', "not an integer"),
-        (b'{"v":2,"type":"round"}', "version 2"),
-        (b'{"v":true,"type":"round"}', "version True"),
+        (b'{"type":"round","v":2}', "version 2"),
+        (b'{"type":"round","v":true}', "version True"),
+        (b'{"v":1,"type":"round"}', "not canonical"),
+        (b'{"type": "round","v":1}', "not canonical"),
+        (b'{"type":"round","v":1}\n', "not canonical"),
+        (b'{"type":"\\u0072ound","v":1}', "not canonical"),
+        (b'{"type":"\\ud800","v":1}', "not Unicode"),
+        (b'{"\\udfff":0}', "not Unicode"),
         (b"[]", "expected an object"),
         (b"[" * 50000, "not JSON"),
         (b'{"v":' + b"9" * 30 + b"}", "20 digits"),
@@ -104,6 +118,28 @@ def test_arbitrary_bytes(data: bytes, where: str) -> None:
 def test_named_problems(text: bytes, problem: str) -> None:
     with pytest.raises(ProtocolError, match=problem):
         protocol.decode("round", text)
+
+
+@pytest.mark.parametrize("key", EACH)
+def test_the_same_object_in_another_form_is_refused(key: str) -> None:
+    data = protocol.encode(EACH[key])
+    fields = json.loads(data)
+    assert canonical(fields) == data
+    turned = dict(reversed(fields.items()))
+    for other in (json.dumps(fields, indent=1), json.dumps(turned, separators=(",", ":")), f" {data.decode()}"):
+        with pytest.raises(ProtocolError, match="not canonical JSON"):
+            protocol.decode(kind(key), other.encode())
+
+
+def test_guard_planes_leave_room_for_every_trial() -> None:
+    """Devices try all widths up to 8 bits: with more guard planes the core would refuse the last one."""
+    most = 15 - protocol.MAX_BITS
+    assert protocol.decode("dn/plan", protocol.encode(messages.plan(settings=messages.settings(guard=most))))
+    with pytest.raises(ProtocolError, match=r"guard: 8 is outside 0\.\.7"):
+        protocol.encode(messages.plan(settings=messages.settings(guard=most + 1)))
+    assert RunConfig(guard=most).settings.guard == most
+    with pytest.raises(ConfigError, match=r"guard = 8 is outside 0\.\.7"):
+        RunConfig(guard=most + 1)
 
 
 def test_what_no_peer_would_take_cannot_be_sent() -> None:

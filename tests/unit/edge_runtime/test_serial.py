@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -98,6 +100,32 @@ def test_a_remote_session_trains_the_same_bits(link: Link) -> None:
     assert RemoteCore(link).planned_there(PROGRAM, PLAN) == session.planned_bytes
     assert train(session) == expected()
     assert link.counters.repeats == link.counters.damaged == 0
+
+
+def test_a_plane_may_be_larger_than_the_step_area() -> None:
+    """Wide layers over small maps at a micro-batch of one: the planes pass through all memory behind the state."""
+    net = programs.Builder(8, 8, 1, 4)
+    wide = net.conv("wide", net.conv("middle", net.conv("stem", 0, 16), 256, stride=4), 512, stride=2)
+    net.classifier("fc", net.global_pool("pool", wide))
+    program = core.Program(net.build())
+    plan = core.Plan(bits=(1,) * 4, batch=2, micro_batch=1)
+    planned = core.plan_memory(program, plan)
+    largest = max(-(-layer.theta // 8) for layer in program.weight_layers)
+    assert largest > planned.total - planned.persistent
+    states = [core.LayerState(*state) for state in programs.states(net, 1)]
+    images, labels = sample(program, 2)
+    limit = planned.persistent + largest
+    link = link_to(serve_command(limit))
+    sessions = [core.Session(program, plan), RemoteCore(link).Session(program, plan, limit)]
+    for session in sessions:
+        for index, state in enumerate(states):
+            session.load(index, state)
+        for step in range(2):  # what was read in between lay where the samples come
+            session.step(images, labels, core.Hyper(core.fx(0.1)), (1, 2, 3, 2 * step))
+            session.read(2)
+    here, there = ([session.read(index) for index in range(4)] for session in sessions)
+    assert here == there
+    link.close()
 
 
 @pytest.mark.parametrize("rate", [1e-3, 5e-3])
@@ -224,6 +252,33 @@ def test_a_plan_fits_to_the_byte() -> None:
     small.close()
 
 
+def test_the_largest_plane_has_to_fit_behind_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it does not, profiling says that the width does not fit; the device's refusal would end the gateway."""
+    largest = max(max(-(-layer.theta // 8), layer.params_bytes) for layer in PROGRAM.weight_layers)
+    planned = core.plan_memory(PROGRAM, PLAN)
+    tight = replace(planned, persistent=planned.total - largest + 1)
+    told = serial_line.Told(
+        {board.PROGRAM: bytes(32), board.OPEN: struct.pack("<QQQ", planned.total, 0, 0)},
+        serial_line.hello(limit=planned.total),
+    )
+    remote = RemoteCore(Link(Address.parse("unix:/x"), serial_line.version(), serial_line.PATIENCE, lambda _: told))
+    monkeypatch.setattr(core, "plan_memory", lambda *_: tight)
+    with pytest.raises(ArenaTooSmall) as error:
+        remote.Session(PROGRAM, PLAN)
+    assert (error.value.planned, error.value.limit) == (planned.total + 1, planned.total)
+    monkeypatch.setattr(core, "plan_memory", lambda *_: replace(tight, persistent=tight.persistent - 1))
+    assert remote.Session(PROGRAM, PLAN).planned_bytes == planned.total
+
+
+@pytest.mark.parametrize("code", [3, 204])
+def test_a_device_without_room_to_plan_is_a_width_that_does_not_fit(code: int) -> None:
+    refusal = struct.pack("<H", code) + b"no room"
+    told = serial_line.Told({board.PROGRAM: bytes(32), board.OPEN: (0x7F, refusal)}, serial_line.hello(limit=LIMIT))
+    remote = RemoteCore(Link(Address.parse("unix:/x"), serial_line.version(), serial_line.PATIENCE, lambda _: told))
+    with pytest.raises(BudgetError, match="no room"):
+        remote.Session(PROGRAM, PLAN)
+
+
 def test_the_budget_leaves_room_for_a_batch(link: Link) -> None:
     remote = RemoteCore(link)
     budget = remote.budget(PROGRAM, 4)
@@ -287,7 +342,7 @@ def test_a_program_with_more_records_than_the_firmware_holds() -> None:
             return out
 
     link = link_to(serve_command(LIMIT), open_line=lambda address: Small(Wire(address), 0, 1))
-    with pytest.raises(BudgetError, match="records"):
+    with pytest.raises(BudgetError, match=f"--records {len(PROGRAM.records)}: fedmpq build --what gateway"):
         RemoteCore(link).Session(PROGRAM, PLAN, LIMIT)
     link.close()
 
@@ -303,6 +358,8 @@ def test_firmware_of_another_version_is_named() -> None:
         (struct.pack("<HH", 7, 512), "version 7 of the serial protocol, this gateway 1"),
         (struct.pack("<HH", 1, 512) + b"short", "9 bytes"),
         (b"", "not one of fedmpq's firmware"),
+        (serial_line.hello(payload=127), "payloads of 127 bytes, at least 128"),
+        (serial_line.hello(payload=4), "payloads of 4 bytes"),
     ],
 )
 def test_a_hello_of_something_else(reply: bytes, words: str) -> None:
@@ -317,7 +374,56 @@ def test_a_hello_of_something_else(reply: bytes, words: str) -> None:
             pass
 
     with pytest.raises(FirmwareError, match=words):
-        Link(Address.parse("unix:/x"), "1", serial_line.PATIENCE, lambda _: Other())
+        Link(Address.parse("unix:/x"), serial_line.version(), serial_line.PATIENCE, lambda _: Other())
+
+
+@pytest.mark.parametrize("wrong", [-1, 1])
+@pytest.mark.parametrize(
+    ("kind", "ask"),
+    [
+        (board.FACTS, lambda core, _: core.facts()),
+        (board.SHARD, lambda core, _: core.resident()),
+        (board.PLAN, lambda core, _: core.planned_there(PROGRAM, PLAN)),
+        (board.PROGRAM, lambda core, _: core.planned_there(PROGRAM, PLAN)),
+        (board.OPEN, lambda core, _: core.Session(PROGRAM, PLAN)),
+        (board.READ_PARAMS, lambda _, session: session.read(0)),
+        (board.READ_PLANE, lambda _, session: session._read_plane(0, 0, 4)),
+        (board.WRITE, lambda _, session: session.load(0, states()[0])),
+        (board.PLANE, lambda _, session: session.load(0, states()[0])),
+        (board.PARAMS, lambda _, session: session.load(0, states()[0])),
+        (board.RATES, lambda _, session: session.step(*sample(PROGRAM, 4), RATES, (1, 2, 3, 4))),
+        (board.STEP, lambda _, session: session.step(*sample(PROGRAM, 4), RATES, (1, 2, 3, 4))),
+        (board.EVALUATE, lambda _, session: session.evaluate(*sample(PROGRAM, 4))),
+        (board.PICK, lambda _, session: session.evaluate(board.Picked((0,)), memoryview(bytes(2)).cast("H"))),
+        (board.PRUNE, lambda _, session: session.prune(1)),
+    ],
+)
+def test_a_reply_of_another_length_is_an_error(kind: int, ask: Callable[[RemoteCore, Any], object], wrong: int) -> None:
+    """Before anything is made of it: a short one would not unpack, an empty one be asked for again and again."""
+    total = core.plan_memory(PROGRAM, PLAN).total
+    params = PROGRAM.weight_layers[0].params_bytes
+    replies = {
+        board.FACTS: bytes(36), board.SHARD: bytes(44), board.PLAN: bytes(16), board.PROGRAM: bytes(32),
+        board.OPEN: struct.pack("<QQQ", total, 0, LIMIT), board.READ_PARAMS: bytes(10 + params),
+        board.READ_PLANE: bytes(4), board.STEP: bytes(16), board.EVALUATE: bytes(16), board.PICK: bytes(4),
+        board.PRUNE: bytes(len(PROGRAM.weight_layers)),
+    }  # fmt: skip
+    good = replies.get(kind, b"")
+    told = serial_line.Told(replies, serial_line.hello(limit=LIMIT))
+    remote = RemoteCore(Link(Address.parse("unix:/x"), serial_line.version(), serial_line.PATIENCE, lambda _: told))
+    session = remote.Session(PROGRAM, PLAN, LIMIT)
+    remote.link.info = remote.link.info.with_program("")
+    size = max(0, len(good) + wrong) or 1
+    replies[kind] = (good + b"x")[:size]
+    with pytest.raises(LinkError, match=f"has {size} bytes instead of {len(good)}"):
+        ask(remote, session)
+
+
+def test_a_request_that_the_firmware_cannot_take_is_an_error() -> None:
+    told = serial_line.Told({}, serial_line.hello(payload=128))
+    link = Link(Address.parse("unix:/x"), serial_line.version(), serial_line.PATIENCE, lambda _: told)
+    with pytest.raises(FirmwareError, match="has 129 bytes, the firmware of board takes 128"):
+        link.request(board.RATES, bytes(129))
 
 
 def test_silence_is_an_error_that_names_the_line() -> None:

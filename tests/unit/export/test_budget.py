@@ -100,3 +100,11 @@ def test_one_byte_too_few_says_both_numbers() -> None:
     assert (caught.value.needed, caught.value.available) == (smallest, smallest - 1)
     with pytest.raises(BudgetError, match="a smaller batch"):
         fit_memory(PROGRAM, WANTED, smallest, fixed_batch=True, fixed_micro_batch=True)
+
+
+def test_a_layer_too_wide_for_eight_bits_gets_seven() -> None:
+    builder = ProgramBuilder((128, 128, 3))
+    builder.conv("flat", 2, kernel=1, flatten=True)
+    builder.classifier("fc", 2)
+    wide = core.Program(builder.build())
+    assert fit_memory(wide, core.Plan(bits=(8, 8), batch=2), 1 << 24).plan.bits == (7, 8)

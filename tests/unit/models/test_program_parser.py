@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedmpq.edge_runtime import core
 from fedmpq.errors import FedmpqError, FormatError, TruncatedError, VersionError
 from fedmpq.models.reference.program import Kind, Skip, parse
 from tests.helpers import programs
@@ -84,6 +85,38 @@ def test_a_program_cut_anywhere_is_refused(length: int) -> None:
 def test_bad_fields_are_named(data: bytes, error: type[FedmpqError], text: str) -> None:
     with pytest.raises(error, match=text):
         parse(data)
+
+
+def _pools(kind: int, window: tuple[int, int, int, int], tail: tuple[int, int] = (0, 0)) -> bytes:
+    """A convolution, a pool of this window, stride and padding, a classifier of this exponent and skip padding."""
+    net = programs.Builder(4, 4, 1, 3)
+    pooled = net._add(kind, "pool", net.conv("first", 0, 4), window, 4)
+    net.classifier("fc", pooled)
+    data = bytearray(net.build())
+    data[-64 + 6] = tail[0]
+    data[-64 + 26] = tail[1]
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (_pools(programs.AVG_POOL, (2, 2, 1, 1)), "padding"),
+        (_pools(programs.GLOBAL_POOL, (4, 4, 3, 1)), "padding"),
+        (_pools(programs.MAX_POOL, (2, 2, 1, 1), (1, 0)), "exponent"),
+        (_pools(programs.MAX_POOL, (2, 2, 1, 1), (0, 1)), "skip"),
+        (changed(64 + 26, "<H", 1), "skip"),
+        (changed(64 * 5 + 26, "<H", 1), "skip"),
+    ],
+    ids=["average", "global", "classifier-exponent", "classifier-skip", "convolution-skip", "pool-skip"],
+)
+def test_core_and_reference_refuse_the_same_fields(data: bytes, text: str) -> None:
+    with pytest.raises(FormatError, match=text):
+        parse(data)
+    with pytest.raises(FormatError):
+        core.Program(data)
+    good = _pools(programs.MAX_POOL, (2, 2, 1, 1))
+    assert parse(good).data == core.Program(good).data
 
 
 @given(st.integers(0, len(GOOD) - 1), st.integers(1, 255))

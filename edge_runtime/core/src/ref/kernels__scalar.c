@@ -8,15 +8,16 @@ static void igemm(const fmpq_igemm *j)
         for (int32_t x = 0; x < j->cols; x++)
             for (int32_t co = 0; co < j->co; co++) {
                 const uint8_t *a = j->a + y * j->a_row + x * j->a_pix;
-                int32_t high = 0, low = 0, acc;
+                uint32_t high = 0, low = 0; /* modulo 2^32, as instructions count: only the whole sum has to fit an int32 */
+                int32_t acc;
                 for (int32_t t = 0; t < j->taps; t++)
                     for (int32_t c = 0; c < j->c4 * 4; c++) {
                         const int32_t at = ((t * j->c4 + c / 4) * j->cop + co) * 4 + c % 4;
-                        high += a[j->tap_off[t] + c] * j->w[at];
+                        high += (uint32_t)(a[j->tap_off[t] + c] * j->w[at]);
                         if (j->w_low)
-                            low += a[j->tap_off[t] + c] * j->w_low[at];
+                            low += (uint32_t)(a[j->tap_off[t] + c] * j->w_low[at]);
                     }
-                acc = (j->w_low ? 2 * high + low : high) + j->corr[co];
+                acc = (int32_t)((j->w_low ? 2 * high + low : high) + (uint32_t)j->corr[co]);
                 j->out[y * j->out_row + x * j->out_pix + co] = (int16_t)fmpq_clamp64(fmpq_reven64(acc, j->shift), -32767, 32767);
             }
 }
