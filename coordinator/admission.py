@@ -28,7 +28,9 @@ def planner_of(program: bytes, settings: Settings) -> PlanBytes:
         core.plan_memory(parsed, trainer.core_plan(core, settings, [MAX_BITS] * len(parsed.weight_layers)))
     except CoreError as error:
         chosen = f"act_bits = {settings.act_bits}, guard = {settings.guard}"
-        raise ConfigError(f"this model does not train with {chosen}: {error.message}", "lower them, or use a narrower layer") from None
+        raise ConfigError(
+            f"this model does not train with {chosen}: {error.message}", "lower them, or use a narrower layer"
+        ) from None
 
     @lru_cache(maxsize=65536)
     def plan_bytes(bits: Bits) -> int:
