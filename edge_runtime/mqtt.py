@@ -6,6 +6,7 @@ device that reboots. The network runs in paho's thread, which only fills a bound
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import socket
@@ -271,7 +272,9 @@ class MqttTransport:
         client, self._client = self._client, None
         if client is not None:
             client.disconnect()
-            client.loop_stop()
+            # paho forgets its thread when that ends, even between two looks of loop_stop: then there is none to join.
+            with contextlib.suppress(AttributeError):
+                client.loop_stop()
 
     def _on_connect(self, client: paho.Client, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         del userdata, flags

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import paho.mqtt.client as paho
 import pytest
 
 from fedmpq.coordinator.broker import ManagedBroker, find_mosquitto
@@ -42,6 +44,34 @@ def expect(link: MqttTransport, kind: type[Event], seconds: float = 30.0) -> Eve
         if isinstance(event, kind):
             return event
     raise AssertionError(f"no {kind.__name__}")
+
+
+class Ending(paho.Client):
+    """Forgets its thread between two looks of `loop_stop`, as paho does when the thread ends just then."""
+
+    looks = -(10**9)
+
+    @property
+    def _thread(self) -> threading.Thread | None:
+        self.looks += 1
+        found: threading.Thread | None = self.__dict__["_thread"]
+        return found if self.looks <= 2 else None
+
+    @_thread.setter
+    def _thread(self, thread: threading.Thread | None) -> None:
+        self.__dict__["_thread"] = thread
+
+    def loop_stop(self) -> paho.MQTTErrorCode:
+        self.looks = 0
+        return super().loop_stop()
+
+
+def test_a_network_thread_that_ends_first_is_no_error(broker: ManagedBroker) -> None:
+    link = client(broker, "hasty", [])
+    assert link._client is not None
+    link._client.__class__ = Ending
+    link.close()
+    assert link._client is None
 
 
 def test_messages_retained_state_and_wills(broker: ManagedBroker) -> None:
