@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from fedmpq.edge_runtime.topics import Topics
 from fedmpq.edge_runtime.transport import Incoming
 from tests.helpers import messages, programs
 from tests.helpers.origins import origin_of
+from tests.helpers.waiting import wait_for
 
 pytestmark = [
     pytest.mark.network,
@@ -41,16 +42,6 @@ def shard_of(path: Path, count: int, seed: int = 0) -> Path:
     pixels, labels = programs.images(NET, count, seed)
     write_shard(path, pixels.tobytes(), labels.tobytes(), shape=(8, 8, 1), classes=10, mean=b"\x7d")
     return path
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.02)
-    raise AssertionError("it did not happen in time")
 
 
 @pytest.fixture
