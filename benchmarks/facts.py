@@ -87,9 +87,10 @@ def lines(results: Path) -> str:
         ),
         (
             f"- **A fleet**: ten clients of 2 to 8 bits in the paper's setting (ResNet20, CIFAR-10, α = 0.5):"
-            f" {whole['final_accuracy']:.1f} %, where the paper has {whole['printed']} %. At the small scale, a sixteenth of that training,"
-            f" FedMPQ has {fleet['fedmpq']:.1f} %, equal bits (AQFL) with the same server {fleet['aqfl']:.1f} %; as"
-            f" published, AQFL {fleet['aqfl-paper']:.1f} % and 8 bits everywhere (FPQ8) {fleet['fpq8']:.1f} %."
+            f" {whole['final_accuracy']:.1f} %, where the paper has {whole['printed']} %. At the small scale, a"
+            f" sixteenth of that training, FedMPQ has {fleet['fedmpq']:.1f} %, equal bits (AQFL) with the same server"
+            f" {fleet['aqfl']:.1f} %; as published, AQFL {fleet['aqfl-paper']:.1f} % and 8 bits everywhere (FPQ8)"
+            f" {fleet['fpq8']:.1f} %."
         ),
     ]
     return "\n" + "\n".join(texts) + "\n"
