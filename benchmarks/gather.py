@@ -4,8 +4,8 @@
     python benchmarks/gather.py centralised OUT RUN.json ...      output of benchmarks/centralised.py
     python benchmarks/gather.py choices OUT NAME=RESULT.json ...  output of `fedmpq simulate --json`, several settings
 
-Later files win where two hold the same run; federated runs that OUT holds already stay. What a run was made with stays
-in full; the states of single devices in every round are left out.
+Later files win where two hold the same run; federated runs and choices that OUT holds already stay. What a run was
+made with stays in full; the states of single devices in every round are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import Any
 
 #: Keys of a run's configuration that distinguish our systems.
-_METHOD = ("policy", "lasso", "prune_density", "scale", "aggregation", "rounding", "server_momentum_q15", "weighting")
+_METHOD = (
+    "policy",
+    "lasso",
+    "prune_density",
+    "scale",
+    "aggregation",
+    "rounding",
+    "server_momentum_q15",
+    "weighting",
+    "pooled_variance",
+)
 
 
 def federated(documents: list[dict[str, Any]], old: dict[str, Any]) -> dict[str, Any]:
@@ -81,8 +91,8 @@ def centralised(documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def choices(paths: list[str], old: dict[str, Any]) -> dict[str, Any]:
-    """Mean of the last three rounds of each run; the texts of an existing file are kept."""
-    runs = []
+    """Mean of the last three rounds of each run, added to those of an existing file."""
+    runs = {_choice(entry): entry for entry in old.get("runs", [])}
     for named in paths:
         name, _, path = named.rpartition("=")
         document = json.loads(Path(path).read_text())
@@ -93,8 +103,13 @@ def choices(paths: list[str], old: dict[str, Any]) -> dict[str, Any]:
             length = f"{run['config']['rounds']} × {run['config']['epochs']}"
             entry = {"name": name, "length": length, "seed": document["seed"], "mean": sum(last) / len(last)}
             sent = run["bytes_up"] // (len(run["rounds"]) * document["clients"])
-            runs.append({**entry, "alpha": document["alpha"], "bytes_up": sent, "method": method})
-    return {"command": old.get("command", []), "text": old.get("text", []), "runs": runs}
+            entry |= {"alpha": document["alpha"], "bytes_up": sent, "method": method}
+            runs[_choice(entry)] = entry
+    return {"command": old.get("command", []), "text": old.get("text", []), "runs": list(runs.values())}
+
+
+def _choice(entry: dict[str, Any]) -> tuple[Any, ...]:
+    return entry["name"], entry["length"], entry["alpha"], entry["seed"]
 
 
 def main() -> None:

@@ -257,7 +257,7 @@ def choices(result: dict[str, Any]) -> str:
                     " / ".join(f"{run['mean']:.2f}" for run in runs) if len(runs) > 1 else "",
                     number(runs[0]["bytes_up"]),
                 ]
-                for (length, name, alpha), runs in rows.items()
+                for (length, name, alpha), runs in sorted(rows.items(), key=lambda row: -int(row[0][0].split()[0]))
             ],
         ),
         "",
