@@ -17,13 +17,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FOLDER = ROOT / "docs" / "figures"
 
+#: Systems as the paper lists them; one colour each.
+ORDER = ["fedavg", "fedpaq", "uveqfed", "fpq8", "aqfl-paper", "aqfl", "fedmpq"]
+
 Run = dict[str, Any]
 
 
 def main() -> None:
     """Accuracy by round (means over the seeds) at both scales, bits by layer and round."""
     small, full = (runs_of(f"federated-{scale}.json") for scale in ("small", "full"))
-    draw_accuracy("federated-accuracy.png", "Ten clients, CIFAR-10, ResNet20, small scale", small)
+    draw_accuracy("federated-accuracy.png", "Ten clients, CIFAR-10, ResNet20, small scale (means of the seeds)", small)
     draw_accuracy("federated-full.png", "Ten clients, CIFAR-10, ResNet20, the paper's scale", full)
     draw_bits("federated-bits.png", small)
 
@@ -36,19 +39,22 @@ def runs_of(name: str) -> list[Run]:
 
 
 def draw_accuracy(name: str, title: str, runs: list[Run]) -> None:
-    """Accuracy by round, a curve for each system and degree of heterogeneity."""
-    same: dict[str, list[list[float]]] = {}
-    for run in runs:
+    """Accuracy by round, a curve for each system, a panel for each degree of heterogeneity."""
+    same: dict[str, dict[str, list[list[float]]]] = {}
+    for run in sorted(runs, key=lambda run: (run["column"], ORDER.index(run["strategy"]))):
         system = paper.TITLES[run["strategy"].removesuffix("-paper")] + (", literal" if run["paper_literal"] else "")
-        same.setdefault(f"{run['column'].split(', ')[-1]}: {system}", []).append(run["accuracy"])
-    curves = {
-        system + (f" (mean of {len(seeds)})" if len(seeds) > 1 else ""): [
-            {"round": number, "accuracy": fmean(values)} for number, values in enumerate(zip(*seeds, strict=True), 1)
-        ]
-        for system, seeds in sorted(same.items())
+        same.setdefault(run["column"].split(", ")[-1], {}).setdefault(system, []).append(run["accuracy"])
+    panels = {
+        column: {
+            system: [
+                {"round": number, "accuracy": fmean(row)} for number, row in enumerate(zip(*seeds, strict=True), 1)
+            ]
+            for system, seeds in systems.items()
+        }
+        for column, systems in same.items()
     }
-    if curves:
-        plots.accuracy(FOLDER / name, title, curves)
+    if panels:
+        plots.accuracy(FOLDER / name, title, panels)
 
 
 def draw_bits(name: str, runs: list[Run]) -> None:

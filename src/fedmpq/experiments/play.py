@@ -119,7 +119,10 @@ def draw(title: str, cells: Sequence[Cell], finished: Mapping[str, Mapping[str, 
     first = [cell for cell in cells if cell.setting.seed == cells[0].setting.seed]
     single = len({cell.column for cell in first}) == 1
     labels = {cell.name: cell.row if single else f"{cell.row}, {cell.column}" for cell in first}
-    plots.accuracy(out / "accuracy.png", title, {labels[cell.name]: finished[cell.name]["rounds"] for cell in first})
+    columns: dict[str, dict[str, Any]] = {}
+    for cell in first:
+        columns.setdefault(cell.column, {})[cell.row] = finished[cell.name]["rounds"]
+    plots.accuracy(out / "accuracy.png", title, columns)
     epochs: dict[str, list[tuple[int, float]]] = {}
     for cell in first:
         epochs.setdefault(cell.row, []).append((cell.setting.epochs, finished[cell.name]["final_accuracy"]))

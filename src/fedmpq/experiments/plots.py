@@ -14,27 +14,37 @@ from fedmpq.errors import MissingExtraError
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 
 
-def accuracy(path: Path, title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Accuracy of the global model by round.
+def accuracy(path: Path, title: str, panels: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> None:
+    """Accuracy of the global model by round, one panel a setting; a system has the same colour in all of them.
 
     Args:
         path: of the PNG.
         title: above the picture.
-        curves: rounds (with "round" and "accuracy") by label.
+        panels: rounds (with "round" and "accuracy") by system, by the panel's title.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for index, (label, rounds) in enumerate(curves.items()):
-        points = [(row["round"], row["accuracy"]) for row in rounds if row["accuracy"] is not None]
-        style = ("-", "--", ":")[index // len(_COLOURS) % 3]
-        axes.plot(*zip(*points, strict=True), style, color=_COLOURS[index % len(_COLOURS)], label=label, lw=1.8)
-    axes.set(xlabel="round", ylabel="accuracy, %", title=title)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="lower right", ncols=1 if len(curves) < 9 else 2)
+    size = (8, 5.4) if len(panels) == 1 else (1 + 3.4 * len(panels), 4.6)
+    figure, row = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False, sharey=True)
+    labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
+    lines = {}
+    for axes, (name, curves) in zip(row[0], panels.items(), strict=True):
+        for label, rounds in curves.items():
+            points = [(line["round"], line["accuracy"]) for line in rounds if line["accuracy"] is not None]
+            turn, colour = divmod(labels.index(label), len(_COLOURS))
+            style = ("-", "--", ":")[turn % 3]
+            (lines[label],) = axes.plot(*zip(*points, strict=True), style, color=_COLOURS[colour], lw=1.6)
+        axes.set(xlabel="round", title=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    row[0][0].set_ylabel("accuracy, %")
+    figure.suptitle(title)
+    columns = min(len(labels), 3 if len(panels) == 1 else 2 * len(panels) + 1)
+    figure.legend(
+        [lines[label] for label in labels], labels, loc="outside lower center", ncols=columns, fontsize="small"
+    )
     _save(plt, figure, path)
 
 
@@ -93,7 +103,7 @@ def bits(path: Path, title: str, layers: Sequence[str], runs: Mapping[str, Seque
 
 def of_runs(out: Path, title: str, runs: Sequence[Mapping[str, Any]]) -> None:
     """accuracy.png of several strategies on one setting, and bits.png of those that mix bit-widths."""
-    accuracy(out / "accuracy.png", title, {run["strategy"]: run["rounds"] for run in runs})
+    accuracy(out / "accuracy.png", title, {"": {run["strategy"]: run["rounds"] for run in runs}})
     mixed = [run for run in runs if is_mixed(run)]
     if mixed:
         layers = [layer["name"] for layer in mixed[0]["layers"]]
