@@ -98,7 +98,7 @@ class RunState:
                     journal.event(clock(), "run-started", detail=config.run)
             elif known != sha256:
                 raise StateError(
-                    f"{directory} holds a run of program {known[:12]}, not {sha256[:12]}", "choose another --dir"
+                    f"{directory} holds a run of program {known[:12]}, not {sha256[:12]}", "choose another directory"
                 )
             else:
                 _same_config(directory, config, json.loads(journal.meta("config") or "{}"))
@@ -202,5 +202,5 @@ def _same_config(directory: Path, new: RunConfig, old: dict[str, object]) -> Non
         if old.get(key) != value:
             raise ConfigError(
                 f"{directory} holds a run with {key} = {old.get(key)!r}, not {value!r}",
-                "start with the same configuration or choose another --dir",
+                "start with the same configuration or choose another directory",
             )
