@@ -24,7 +24,7 @@ KILLS = 20
 @pytest.mark.skipif(not FULL, reason="make test-kill")
 @pytest.mark.timeout(900)
 def test_the_broker_is_killed_at_random_moments(tmp_path: Path) -> None:
-    made = config(min_devices=2, rounds=60, deadline_s=600.0)
+    made = config(min_devices=2, rounds=120, deadline_s=600.0)
     service = Service(tmp_path / "run", made, ORIGIN, None, Where(port=0))
     limits = {f"d{i}": needed(n, made.settings) for i, n in enumerate((2, 8))}
     enrolment = service.enrolment  # TLS and seals, as by default
