@@ -17,9 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 FOLDER = ROOT / "docs" / "figures"
 
-#: Systems as the paper lists them; one colour each.
-ORDER = ["fedavg", "fedpaq", "uveqfed", "fpq8", "aqfl-paper", "aqfl", "fedmpq"]
-
 Run = dict[str, Any]
 
 
@@ -41,7 +38,8 @@ def runs_of(name: str) -> list[Run]:
 def draw_accuracy(name: str, title: str, runs: list[Run]) -> None:
     """Accuracy by round, a curve for each system, a panel for each degree of heterogeneity."""
     same: dict[str, dict[str, list[list[float]]]] = {}
-    for run in sorted(runs, key=lambda run: (run["column"], ORDER.index(run["strategy"]))):
+    order = list(paper.TITLES)
+    for run in sorted(runs, key=lambda run: (run["column"], order.index(run["strategy"]))):
         system = paper.TITLES[run["strategy"].removesuffix("-paper")] + (", literal" if run["paper_literal"] else "")
         same.setdefault(run["column"].split(", ")[-1], {}).setdefault(system, []).append(run["accuracy"])
     panels = {

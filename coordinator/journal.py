@@ -261,7 +261,7 @@ def _take_lock(path: Path) -> int:
     except OSError:
         os.close(handle)
         raise StateError(
-            f"another coordinator is using {path.parent}", "stop it first or choose another --dir"
+            f"another coordinator is using {path.parent}", "stop it first or choose another directory"
         ) from None
     return handle
 

@@ -85,9 +85,10 @@ def in_a_fleet(folder: Path) -> str:
         processes = []
         for number, words in enumerate(walkthrough.commands(6)):
             if words[1:3] in _BESIDE:
-                processes.append(stack.enter_context(beside(words, folder, folder / f"{number}.log")))
+                log = folder / f"{number}.log"
+                processes.append(stack.enter_context(beside(words, folder, log)))
                 if words[2] == "serve":
-                    wait_for(lambda: "fleet" in (folder / "0.log").read_text())
+                    wait_for(lambda log=log: "fleet" in log.read_text())
                 continue
             if words[2] != "enroll":
                 for process in processes:

@@ -42,9 +42,7 @@ def accuracy(path: Path, title: str, panels: Mapping[str, Mapping[str, Sequence[
     row[0][0].set_ylabel("accuracy, %")
     figure.suptitle(title)
     columns = min(len(labels), 3 if len(panels) == 1 else 2 * len(panels) + 1)
-    figure.legend(
-        [lines[label] for label in labels], labels, loc="outside lower center", ncols=columns, fontsize="small"
-    )
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=columns, fontsize="small")
     _save(plt, figure, path)
 
 
